@@ -1,0 +1,39 @@
+# Everything needed for the two commands of the README: `make quickstart` and `make test`.
+#
+#   PYTHON      the interpreter that makes .venv (3.10 to 3.13)
+#   ORT         cpu or gpu: which ONNX Runtime to install; never both
+#   PIP_EXTRA   more options for the installer, e.g. an index with CPU builds of torch:
+#               make quickstart PIP_EXTRA="--extra-index-url https://download.pytorch.org/whl/cpu"
+
+PYTHON ?= python3
+ORT ?= cpu
+PIP_EXTRA ?=
+VENV ?= .venv
+BIN := $(VENV)/bin
+
+# uv is used where it is present and told to; pip is enough.
+INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check
+
+.PHONY: quickstart test check install clean
+
+quickstart: $(VENV)/.installed
+	$(BIN)/distillabse run quickstart
+
+test: $(VENV)/.installed
+	$(BIN)/python -m pytest -n auto --dist loadfile
+
+check: $(VENV)/.installed
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+
+install: $(VENV)/.installed
+
+$(VENV)/.installed: pyproject.toml constraints.txt
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	@echo "Installing into $(VENV) (two minutes on a fast network; once)"
+	$(INSTALL) --constraint constraints.txt $(PIP_EXTRA) torch==2.13.0 --editable '.[$(ORT),demo,dev]'
+	touch $@
+
+clean:
+	rm -rf $(VENV) build dist *.egg-info

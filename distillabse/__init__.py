@@ -1,0 +1,5 @@
+"""Compress a sentence encoder into a small fast student, and prove what was kept."""
+
+from importlib.metadata import version
+
+__version__ = version("distillabse")

@@ -1,0 +1,5 @@
+"""`python -m distillabse` is the same as `distillabse`."""
+
+from distillabse.cli import main
+
+main()

@@ -1,0 +1,325 @@
+"""The command line: one thin command per stage. Exit status 0 done, 1 a gate failed, 2 wrong use, 3 a job that broke."""
+
+from __future__ import annotations
+
+import json
+import logging
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+from rich.console import Console
+from rich.logging import RichHandler
+
+from distillabse.errors import ConfigurationError, DistillabseError, InputError
+
+if TYPE_CHECKING:
+    from distillabse.config import JobConfig
+
+app = typer.Typer(
+    name="distillabse",
+    help="Compress a sentence encoder into a small fast student, and prove what was kept.\n\n"
+    "Example: distillabse run quickstart",
+    no_args_is_help=True,
+    rich_markup_mode="rich",
+    pretty_exceptions_enable=False,
+)
+configs_app = typer.Typer(help="Configurations that come with the package.", no_args_is_help=True)
+app.add_typer(configs_app, name="configs")
+
+Config = Annotated[str, typer.Argument(help="A YAML file, or the name of a shipped configuration.")]
+Overrides = Annotated[
+    list[str] | None, typer.Argument(help="key=value, e.g. training.max_steps=100", show_default=False)
+]
+
+
+def _print_version(wanted: bool) -> None:
+    if wanted:
+        from distillabse import __version__
+
+        typer.echo(__version__)
+        raise typer.Exit
+
+
+@app.callback()
+def settings(
+    version: Annotated[
+        bool, typer.Option("--version", help="Print the version and leave.", callback=_print_version, is_eager=True)
+    ] = False,
+    verbose: Annotated[bool, typer.Option("--verbose", "-v", help="Show what libraries log, too.")] = False,
+) -> None:
+    """Set up logging."""
+    logging.basicConfig(
+        level=logging.INFO if verbose else logging.WARNING,
+        format="%(message)s",
+        handlers=[RichHandler(console=Console(stderr=True), show_path=False, show_level=False, log_time_format="%X")],
+        force=True,
+    )
+    logging.getLogger("distillabse").setLevel(logging.INFO)
+
+
+@app.command()
+def run(
+    config: Config,
+    overrides: Overrides = None,
+    force: Annotated[bool, typer.Option("--force", help="Run every stage again.")] = False,
+) -> None:
+    """Run the whole job; stages whose inputs have not changed are skipped.
+
+    Example: distillabse run quickstart training.num_train_epochs=1
+    """
+    from distillabse.evaluation.report import summary_table
+    from distillabse.pipeline import run_job
+    from distillabse.storage import read_json
+
+    folder = run_job(_load(config, overrides), force=force)
+    console = Console()
+    console.print(summary_table(read_json(folder.report_json)))
+    console.print(f"Report: [bold]{folder.report_html}[/bold]   Bundle: [bold]{folder.bundle}[/bold]", soft_wrap=True)
+
+
+@app.command()
+def corpus(config: Config, overrides: Overrides = None) -> None:
+    """Read, clean and split the text.
+
+    Example: distillabse corpus labse-opensubtitles corpus.max_sentences=100000
+    """
+    from distillabse.corpus.build import counts_table
+    from distillabse.storage import read_json
+
+    folder = _stage("corpus", config, overrides)
+    Console().print(counts_table(read_json(folder.corpus_counts)))
+
+
+@app.command()
+def vocabulary(config: Config, overrides: Overrides = None) -> None:
+    """Count what the corpus uses of the teacher's vocabulary.
+
+    Example: distillabse vocabulary quickstart
+    """
+    from distillabse.models.vocabulary import vocabulary_table
+    from distillabse.storage import read_json
+
+    folder = _stage("vocabulary", config, overrides)
+    Console().print(vocabulary_table(read_json(folder.vocabulary_counts)))
+
+
+@app.command()
+def distill(
+    config: Config,
+    overrides: Overrides = None,
+    resume: Annotated[bool, typer.Option("--resume", help="Go on from the newest checkpoint.")] = False,
+) -> None:
+    """Train the student.
+
+    Example: distillabse distill quickstart --resume
+    """
+    _stage("distill", config, overrides, resume=resume)
+
+
+@app.command()
+def export(config: Config, overrides: Overrides = None) -> None:
+    """Write the bundle: ONNX fp32 and INT8 beside the torch student.
+
+    Example: distillabse export quickstart export.int8.cpu=avx2
+    """
+    _stage("export", config, overrides)
+
+
+@app.command()
+def verify(config: Config, overrides: Overrides = None) -> None:
+    """Measure fidelity, parity and invariance; exit status 1 when a gate fails.
+
+    Example: distillabse verify quickstart gates.teacher_skill=0.9
+    """
+    _stage("verify", config, overrides)
+
+
+@app.command()
+def bench(config: Config, overrides: Overrides = None) -> None:
+    """Measure latency and throughput against the teacher.
+
+    Example: distillabse bench quickstart bench.threads=1
+    """
+    _stage("bench", config, overrides)
+
+
+@app.command()
+def report(config: Config, overrides: Overrides = None) -> None:
+    """Write report.html, report.json and the bundle's model card.
+
+    Example: distillabse report quickstart
+    """
+    from distillabse.evaluation.report import summary_table
+    from distillabse.storage import read_json
+
+    folder = _stage("report", config, overrides)
+    console = Console()
+    console.print(summary_table(read_json(folder.report_json)))
+    console.print(f"Report: [bold]{folder.report_html}[/bold]", soft_wrap=True)
+
+
+@app.command()
+def encode(
+    bundle: Annotated[Path, typer.Argument(help="Folder that `export` wrote.")],
+    texts: Annotated[
+        Path | None, typer.Argument(help="File with a text a line; by default standard input.", show_default=False)
+    ] = None,
+    output: Annotated[
+        Path | None, typer.Option("--output", "-o", help="A .npy or .jsonl file; by default JSONL on standard output.")
+    ] = None,
+    file: Annotated[str | None, typer.Option(help="Graph inside the bundle; by default INT8 where there is one.")] = None,
+    batch_size: Annotated[int, typer.Option(min=1)] = 32,
+    device: Annotated[str, typer.Option(help="cpu or cuda")] = "cpu",
+) -> None:
+    """Turn texts into vectors.
+
+    Example: echo "Where is the station?" | distillabse encode runs/quickstart/bundle
+    """
+    import numpy as np
+
+    from distillabse.encoder import Encoder
+    from distillabse.storage import new_file
+
+    if output is not None and output.suffix not in (".npy", ".jsonl"):
+        raise ConfigurationError(f"--output {output}: name a .npy or a .jsonl file.")
+    if device not in ("cpu", "cuda"):
+        raise ConfigurationError(f"--device {device}: give cpu or cuda.")
+    lines = _read_lines(texts)
+    encoder = Encoder(bundle, file=file, device=device)  # type: ignore[arg-type]
+    vectors = encoder.encode(lines, batch_size=batch_size, show_progress=output is not None)
+    if output is None:
+        _write_jsonl(sys.stdout, lines, vectors)
+    elif output.suffix == ".npy":
+        with new_file(output) as temporary, temporary.open("wb") as target:
+            np.save(target, vectors)
+    else:
+        with new_file(output) as temporary, temporary.open("w", encoding="utf-8") as target:
+            _write_jsonl(target, lines, vectors)
+
+
+@app.command()
+def doctor(
+    device: Annotated[str | None, typer.Option(help="Fail unless this device, cpu or cuda, can be used.")] = None,
+) -> None:
+    """Show what this machine can do; exit status 2 when something is wrong.
+
+    Example: distillabse doctor --device cuda
+    """
+    from distillabse.environment import doctor as examine
+    from distillabse.environment import require_device
+
+    table, problems = examine()
+    console = Console()
+    console.print(table)
+    if device is not None:
+        require_device(device)
+    if problems:
+        raise ConfigurationError("\n".join(problems))
+    console.print("No problems found.")
+
+
+@app.command()
+def validate(config: Config, overrides: Overrides = None) -> None:
+    """Check a configuration, TrainingArguments included, without running anything.
+
+    Example: distillabse validate my.yaml training.learning_rate=1e-4
+    """
+    import tempfile
+
+    from distillabse.settings import config_hash, training_arguments
+
+    job = _load(config, overrides)
+    with tempfile.TemporaryDirectory() as folder:
+        training_arguments(job, Path(folder))
+    typer.echo(f"{config} is valid (hash {config_hash(job)[:12]}).")
+
+
+@configs_app.command("ls")
+def configs_ls() -> None:
+    """List them.
+
+    Example: distillabse configs ls
+    """
+    from distillabse.settings import shipped_configs
+
+    for name, path in shipped_configs().items():
+        first = path.read_text(encoding="utf-8").splitlines()[0].lstrip("# ")
+        typer.echo(f"{name:22} {first}")
+
+
+@configs_app.command("show")
+def configs_show(name: str) -> None:
+    """Print one.
+
+    Example: distillabse configs show quickstart
+    """
+    typer.echo(_shipped(name).read_text(encoding="utf-8"), nl=False)
+
+
+@configs_app.command("cp")
+def configs_cp(name: str, target: Path) -> None:
+    """Copy one, to change it.
+
+    Example: distillabse configs cp labse-opensubtitles my.yaml
+    """
+    if target.exists():
+        raise ConfigurationError(f"{target} exists already. Remove it, or choose another name.")
+    target.write_text(_shipped(name).read_text(encoding="utf-8"), encoding="utf-8")
+    typer.echo(f"{target} written. Check it with: distillabse validate {target}")
+
+
+def main() -> None:
+    """Run the command line and turn errors into messages and exit statuses."""
+    try:
+        app()
+    except DistillabseError as error:
+        Console(stderr=True).print(f"[bold red]Error:[/bold red] {_escaped(str(error))}", soft_wrap=True)
+        sys.exit(error.exit_code)
+
+
+def _stage(name: str, config: str, overrides: list[str] | None, *, resume: bool = False) -> Any:
+    from distillabse.pipeline import prepare, run_stage
+
+    job = _load(config, overrides)
+    folder = prepare(job)
+    run_stage(name, job, folder, resume=resume)
+    return folder
+
+
+def _load(config: str, overrides: list[str] | None) -> JobConfig:
+    from distillabse.settings import load_config
+
+    return load_config(config, overrides or [])
+
+
+def _shipped(name: str) -> Path:
+    from distillabse.settings import shipped_configs
+
+    shipped = shipped_configs()
+    if name not in shipped:
+        raise ConfigurationError(f"There is no shipped configuration {name!r}. Shipped: {', '.join(shipped)}.")
+    return shipped[name]
+
+
+def _read_lines(path: Path | None) -> list[str]:
+    if path is not None and not path.is_file():
+        raise InputError(f"{path} is not a file.")
+    data = path.read_bytes() if path is not None else sys.stdin.buffer.read()
+    try:
+        return data.decode("utf-8").splitlines()
+    except UnicodeDecodeError as error:
+        line = data[: error.start].count(b"\n") + 1
+        raise InputError(f"{path or 'standard input'}: line {line} is not UTF-8. Convert it first, e.g. with iconv.") from None
+
+
+def _write_jsonl(target: Any, lines: list[str], vectors: Any) -> None:
+    for text, vector in zip(lines, vectors, strict=True):
+        target.write(json.dumps({"text": text, "vector": vector.tolist()}, ensure_ascii=False) + "\n")
+
+
+def _escaped(message: str) -> str:
+    from rich.markup import escape
+
+    return escape(message)

@@ -1,0 +1,115 @@
+"""The rows of a corpus, and the Parquet files that carry them from stage to stage."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterable
+from dataclasses import dataclass
+from itertools import islice
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from distillabse.errors import InputError
+from distillabse.storage import new_file
+
+SCHEMA = pa.schema(
+    [
+        pa.field("text", pa.string(), nullable=False),
+        pa.field("language", pa.string(), nullable=False),
+        pa.field("translation", pa.string()),
+        pa.field("translation_language", pa.string()),
+        pa.field("source", pa.string(), nullable=False),
+        pa.field("group", pa.string()),
+    ]
+)
+_LABELS = ("language", "translation_language", "source", "group")
+_ROWS_PER_WRITE = 1 << 16
+
+
+@dataclass(frozen=True, slots=True)
+class Record:
+    """One row: a sentence, or a sentence and its translation.
+
+    Attributes:
+        text: The sentence.
+        language: Its language code.
+        translation: Its translation; None in a monolingual row.
+        translation_language: The translation's language code; None in a monolingual row.
+        source: Name of the file, dataset or topic that the row comes from.
+        group: Rows with the same group are never separated when the corpus is split.
+    """
+
+    text: str
+    language: str
+    translation: str | None = None
+    translation_language: str | None = None
+    source: str = ""
+    group: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Rejected:
+    """A row that was not used, and why.
+
+    Attributes:
+        source: Name of the file, dataset or topic.
+        line_number: Line or row in the source, counted from 1; None where only the row's text is known.
+        reason: A short fixed phrase; rejected rows are counted by it.
+        sample: The start of what was there.
+    """
+
+    source: str
+    line_number: int | None
+    reason: str
+    sample: str
+
+
+@dataclass(frozen=True, slots=True)
+class Sentence:
+    """A sentence and its language code."""
+
+    text: str
+    language: str
+
+
+def sentences(records: Iterable[Record]) -> list[Sentence]:
+    """The distinct texts of both sides, in first-seen order; a text keeps the language it is first seen with."""
+    languages: dict[str, str] = {}
+    for record in records:
+        languages.setdefault(record.text, record.language)
+        if record.translation is not None and record.translation_language is not None:
+            languages.setdefault(record.translation, record.translation_language)
+    return [Sentence(text, language) for text, language in languages.items()]
+
+
+def write_records(path: Path, records: Iterable[Record]) -> None:
+    """Write records as Parquet, whole or not at all.
+
+    Raises:
+        StorageError: the disk is full or the place cannot be written.
+    """
+    remaining = iter(records)
+    with new_file(path) as temporary, pq.ParquetWriter(temporary, SCHEMA, compression="zstd") as writer:
+        while rows := list(islice(remaining, _ROWS_PER_WRITE)):
+            writer.write_table(pa.table({name: [getattr(row, name) for row in rows] for name in SCHEMA.names}, SCHEMA))
+
+
+def read_records(path: Path) -> list[Record]:
+    """Read what `write_records` wrote.
+
+    Raises:
+        InputError: the file is missing or is not a split of a corpus.
+    """
+    remedy = "Run the corpus stage (`distillabse corpus`) first."
+    try:
+        table = pq.read_table(path, columns=SCHEMA.names, partitioning=None)
+        columns = {name: table.column(name).to_pylist() for name in SCHEMA.names}
+    except FileNotFoundError:
+        raise InputError(f"{path} does not exist. {remedy}") from None
+    except (pa.ArrowException, KeyError, OSError, UnicodeDecodeError) as error:
+        raise InputError(f"{path} is not a split of a corpus ({error}). {remedy}") from None
+    for name in _LABELS:  # A few values stand in millions of rows: keep one object for each.
+        columns[name] = [value if value is None else sys.intern(value) for value in columns[name]]
+    return [Record(*row) for row in zip(*columns.values(), strict=True)]

@@ -1,0 +1,1 @@
+"""What was kept, and how fast it is: fidelity, latency and the report."""

@@ -1,0 +1,73 @@
+"""The bench stage: the student's artefacts against the teacher, in PyTorch and in ONNX Runtime."""
+
+from __future__ import annotations
+
+import logging
+import tempfile
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from distillabse import layout
+from distillabse.config import ExportConfig, Int8Config, JobConfig
+from distillabse.environment import describe_environment
+from distillabse.errors import InputError
+from distillabse.evaluation.latency import Engine, measure
+from distillabse.evaluation.sets import TEST, evaluation_sets
+from distillabse.export.bundle import int8_file, write_bundle
+from distillabse.export.verify import FP32, INT8, TORCH
+from distillabse.layout import RunFolder
+from distillabse.storage import new_folder, write_json
+
+if TYPE_CHECKING:
+    from sentence_transformers import SentenceTransformer
+
+logger = logging.getLogger(__name__)
+
+TEACHER_TORCH, TEACHER_ONNX = "teacher-torch", "teacher-onnx"
+
+
+def bench_stage(config: JobConfig, run: RunFolder) -> None:
+    """Measure latency, throughput and size of teacher and student side by side and write `run.bench`.
+
+    Raises:
+        InputError: there is no bundle.
+    """
+    from distillabse.models.teacher import load_encoder, load_teacher
+
+    if not (run.bundle / layout.PROVENANCE).is_file():
+        raise InputError(f"{run.bundle} holds no bundle. Run `distillabse export` first.")
+    texts = [sentence.text for sentence in evaluation_sets(config, run)[TEST]]
+    teacher = load_teacher(config.teacher)
+    with tempfile.TemporaryDirectory(prefix="distillabse-teacher-") as temporary:
+        folder = Path(temporary)
+        logger.info("Exporting the teacher to ONNX as a baseline")
+        write_bundle(teacher, folder, ExportConfig(opset=config.export.opset, int8=Int8Config(enabled=False)), {})
+        engines = [
+            Engine(TEACHER_TORCH, "torch", folder, None),
+            Engine(TEACHER_ONNX, "onnx", folder, layout.ONNX_FP32),
+            Engine(TORCH, "torch", run.bundle, None),
+            Engine(FP32, "onnx", run.bundle, layout.ONNX_FP32),
+        ]
+        sizes = {"teacher": graph_bytes(folder / layout.ONNX_FP32), "fp32": graph_bytes(run.bundle / layout.ONNX_FP32)}
+        if config.export.int8.enabled:
+            engines.append(Engine(INT8, "onnx", run.bundle, int8_file(config.export.int8)))
+            sizes["int8"] = graph_bytes(run.bundle / int8_file(config.export.int8))
+        result = measure(engines, texts, config.bench, config.seed, baselines=(TEACHER_TORCH, TEACHER_ONNX))
+    result.update(
+        size_bytes=sizes,
+        parameters={"teacher": count_parameters(teacher), "student": count_parameters(load_encoder(str(run.bundle)))},
+        random_weights=False,
+        environment=describe_environment(),
+    )
+    with new_folder(run.bench) as product:
+        write_json(product / run.measurements.name, result)
+
+
+def graph_bytes(graph: Path) -> int:
+    """Size on disk of an ONNX graph with its external data, in bytes."""
+    return sum(path.stat().st_size for path in graph.parent.glob(f"{graph.name}*"))
+
+
+def count_parameters(encoder: SentenceTransformer | Any) -> int:
+    """Parameters that take part in the sentence vector: BERT's own pooler does not."""
+    return sum(parameter.numel() for name, parameter in encoder.named_parameters() if ".pooler." not in name)

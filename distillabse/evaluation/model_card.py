@@ -1,0 +1,95 @@
+"""The bundle's README.md: a Hugging Face model card with the figures of the report."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import Any
+
+from distillabse import layout
+from distillabse.errors import InputError
+from distillabse.evaluation.templates import flatten, render
+from distillabse.storage import new_file, read_json, sha256_of_file
+
+_CPUS = {
+    "avx512_vnni": "x86-64 with AVX-512 VNNI",
+    "avx512": "x86-64 with AVX-512",
+    "avx2": "x86-64 with AVX2",
+    "arm64": "64-bit ARM",
+}
+
+
+def model_card(run: layout.RunFolder, report: dict[str, Any]) -> str:
+    """The card as Markdown with YAML metadata.
+
+    Args:
+        run: Run folder with a finished bundle, whose tokenizer limits go into the usage examples.
+        report: What `report.collect` returned.
+
+    Raises:
+        InputError: the run folder has no bundle.
+    """
+    if not run.bundle.is_dir():
+        raise InputError(f"{run.bundle} does not exist. Run the stage 'export' first: distillabse export CONFIG")
+    int8 = report["config"]["export"]["int8"]
+    teacher = report["teacher"]["model"]
+    return render(
+        "model_card.md.j2",
+        report=report,
+        layout=layout,
+        metadata=_metadata(report).strip(),
+        teacher_url=f"https://huggingface.co/{teacher}" if _is_hub_id(teacher) else None,
+        max_length=read_json(run.bundle / layout.TRANSFORMER_SETTINGS)["max_seq_length"],
+        pad_token=read_json(run.bundle / layout.SPECIAL_TOKENS)["pad_token"],
+        graph=layout.ONNX_INT8[int8["cpu"]] if "onnx-int8" in report["fidelity"] else layout.ONNX_FP32,
+        int8_cpu=_CPUS[int8["cpu"]] if "onnx-int8" in report["fidelity"] else None,
+        environment=dict(flatten(report["environment"])),
+        languages=_languages(report),
+    )
+
+
+def write_model_card(run: layout.RunFolder, report: dict[str, Any]) -> None:
+    """Replace README.md in the bundle and its line in the bundle's checksums, if it has any.
+
+    Raises:
+        InputError: the run folder has no bundle.
+    """
+    card = run.bundle / layout.MODEL_CARD
+    text = model_card(run, report)
+    with new_file(card) as temporary:
+        temporary.write_text(text, encoding="utf-8")
+    _refresh_checksum(run.bundle / layout.CHECKSUMS, card)
+
+
+def _refresh_checksum(checksums: Path, file: Path) -> None:
+    if not checksums.exists():
+        return
+    name = file.relative_to(checksums.parent).as_posix()
+    hash_by_name = {line[66:]: line[:64] for line in checksums.read_text(encoding="utf-8").splitlines()}
+    hash_by_name[name] = sha256_of_file(file)
+    with new_file(checksums) as temporary:
+        lines = (f"{checksum}  {path}\n" for path, checksum in hash_by_name.items())
+        temporary.write_text("".join(lines), encoding="utf-8")
+
+
+def _metadata(report: dict[str, Any]) -> str:
+    from huggingface_hub import ModelCardData
+
+    teacher = report["teacher"]["model"]
+    return ModelCardData(
+        language=_languages(report) or None,
+        base_model=teacher if _is_hub_id(teacher) else None,
+        library_name="sentence-transformers",
+        pipeline_tag="sentence-similarity",
+        tags=["sentence-transformers", "sentence-similarity", "feature-extraction", "distillation", "onnx"],
+    ).to_yaml()
+
+
+def _languages(report: dict[str, Any]) -> list[str]:
+    """ISO 639 codes of the training text; whatever else stands there for "unknown" is left out."""
+    splits = (report["corpus"] or {}).get("splits", {})
+    return sorted(code for code in splits.get("train", {}).get("languages", {}) if re.fullmatch("[a-z]{2,3}", code))
+
+
+def _is_hub_id(model: str) -> bool:
+    return re.fullmatch(r"\w[\w.-]*(/\w[\w.-]*)?", model) is not None and not Path(model).exists()

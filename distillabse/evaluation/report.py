@@ -1,0 +1,196 @@
+"""The report: report.json for programs, report.html for people, and the figures of the bundle's model card."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from distillabse.config import JobConfig
+from distillabse.errors import InputError
+from distillabse.evaluation.model_card import write_model_card
+from distillabse.evaluation.plots import figures
+from distillabse.evaluation.templates import cosine, gain, megabytes, milliseconds, ratio, render, title
+from distillabse.layout import RunFolder
+from distillabse.settings import config_hash, load_config
+from distillabse.storage import new_folder, read_json, write_json
+
+if TYPE_CHECKING:
+    from rich.table import Table
+
+FIDELITY_KEYS = (
+    "n", "cosine_mean", "cosine_p01", "cosine_p05", "ci95", "constant_baseline", "shuffled_baseline", "skill",
+    "neighbour_top1", "similarity_spearman",
+)  # fmt: skip
+LATENCY_KEYS = (
+    "batch", "p50_ms", "p95_ms", "p99_ms", "sentences_per_second",
+    "speedup_vs_teacher_torch", "speedup_vs_teacher_onnx",
+)  # fmt: skip
+# From most to least compressed: the first one that was measured is what the headline speaks of.
+_ARTEFACTS = ("onnx-int8", "onnx-fp32", "torch")
+_SIZE_OF = {"onnx-int8": "int8", "onnx-fp32": "fp32", "teacher-torch": "teacher"}
+_SHAPE = ("hidden_size", "num_attention_heads", "intermediate_size", "vocab_size")
+
+
+def report_stage(config: JobConfig, run: RunFolder) -> dict[str, Any]:
+    """Write the report folder and the bundle's model card from what the earlier stages left in the run folder.
+
+    Args:
+        config: The job. What the report says of it is read from the run folder, where it was recorded.
+        run: Its run folder, with `verify` and `bench` finished.
+
+    Returns:
+        The content of report.json.
+
+    Raises:
+        InputError: a stage that the report needs has not been run.
+    """
+    report = collect(run)
+    page = render_page(report)
+    write_model_card(run, report)
+    with new_folder(run.report) as folder:
+        write_json(folder / run.report_json.name, report)
+        (folder / run.report_html.name).write_text(page, encoding="utf-8")
+    return report
+
+
+def collect(run: RunFolder) -> dict[str, Any]:
+    """Gather every figure of the run folder into the content of report.json.
+
+    Training history, corpus and vocabulary counts and run.json may be absent; their part is then None or empty.
+
+    Raises:
+        InputError: `verify` or `bench` has not been run.
+        ConfigurationError: config.yaml is missing or not valid.
+    """
+    verify = _product_of("verify", run.verification)
+    bench = _product_of("bench", run.measurements)
+    job = load_config(run.config)
+    parameters = bench.get("parameters", {})
+    report: dict[str, Any] = {
+        "name": job.name,
+        "config_hash": config_hash(job),
+        "random_weights": bench.get("random_weights", False),
+        "teacher": {
+            "model": job.teacher.model,
+            "revision": job.teacher.revision,
+            "parameters": parameters.get("teacher"),
+        },
+        "student": {**_shape(run, job), "parameters": parameters.get("student")},
+        "size_bytes": {key: bench["size_bytes"].get(key) for key in ("teacher", "fp32", "int8")},
+        "fidelity": _per_set(verify, lambda row: {key: row.get(key) for key in FIDELITY_KEYS}),
+        "slices": _per_set(verify, lambda row: row.get("slices", {})),
+        "histograms": _per_set(verify, lambda row: row.get("histogram")),
+        "invariance": verify.get("invariance", {}),
+        "parity": verify.get("parity", {}),
+        "gates": verify.get("gates", []),
+        "worst": verify.get("worst", []),
+        "latency": {
+            engine: [{**dict.fromkeys(LATENCY_KEYS), **row} for row in rows]
+            for engine, rows in bench["latency"].items()
+        },
+        "tokens": bench.get("tokens", {}),
+        "environment": {
+            **bench.get("environment", {}),
+            "threads": bench.get("threads"),
+            "device": bench.get("device"),
+        },
+        "training": _if_present(run.training_history),
+        "corpus": _if_present(run.corpus_counts),
+        "vocabulary": _if_present(run.vocabulary_counts),
+        "config": job.model_dump(mode="json"),
+        "run": _if_present(run.record),
+    }
+    report["headline"] = _headline(report)
+    report["verdict"] = verdict(report)
+    return report
+
+
+def verdict(report: dict[str, Any]) -> str:
+    """What was kept and what was gained, in one sentence made of the figures."""
+    headline = report["headline"]
+    fidelity, speed, size = headline["fidelity"], headline["latency"], headline["size_bytes"]
+    gains = []
+    if not report["random_weights"]:
+        gains.append(
+            f"mean cosine {fidelity['cosine_mean']:.3f} to the teacher "
+            f"(a constant vector would score {fidelity['constant_baseline']:.2f})"
+        )
+    for baseline, engine in (("onnx", "ONNX Runtime"), ("torch", "PyTorch")):
+        if speed and (factor := speed[f"speedup_vs_teacher_{baseline}"]):
+            gains.append(f"{gain(factor, 'faster', 'slower')} than the teacher in {engine} at batch {speed['batch']}")
+            break
+    if size and report["size_bytes"]["teacher"]:
+        gains.append(gain(report["size_bytes"]["teacher"] / size, "smaller", "larger"))
+    return f"{title(headline['artefact'])}: {', '.join(gains)}."
+
+
+def render_page(report: dict[str, Any]) -> str:
+    """The HTML page: one file that loads nothing, for screens light and dark and for paper."""
+    failed = [gate for gate in report["gates"] if not gate["passed"]]
+    return render("report.html.j2", report=report, headline=report["headline"], figures=figures(report), failed=failed)
+
+
+def summary_table(report: dict[str, Any]) -> Table:
+    """The figures of every engine, for the terminal."""
+    from rich import box
+    from rich.table import Table
+
+    batches = sorted({row["batch"] for rows in report["latency"].values() for row in rows})
+    table = Table(title=report["verdict"], box=box.SIMPLE, padding=(0, 1), title_justify="left")
+    table.add_column("engine")
+    for name in ("size", "cosine", "skill", "p01"):
+        table.add_column(name, justify="right")
+    for batch in batches:
+        table.add_column(f"p50 ms\nbatch {batch}", justify="right")
+    for baseline in ("ONNX", "PyTorch"):
+        table.add_column(f"vs teacher\n{baseline}", justify="right")
+    for engine in dict.fromkeys([*report["latency"], *report["fidelity"]]):
+        fidelity = report["fidelity"].get(engine, {}).get("test", {})
+        by_batch = {row["batch"]: row for row in report["latency"].get(engine, [])}
+        first = by_batch.get(batches[0], {}) if batches else {}
+        table.add_row(
+            engine,
+            megabytes(report["size_bytes"].get(_SIZE_OF.get(engine, ""))),
+            *(cosine(fidelity.get(key)) for key in ("cosine_mean", "skill", "cosine_p01")),
+            *(milliseconds(by_batch.get(batch, {}).get("p50_ms")) for batch in batches),
+            *(ratio(first.get(f"speedup_vs_teacher_{baseline}")) for baseline in ("onnx", "torch")),
+        )
+    if batches:
+        table.caption = f"Speed-up at batch {batches[0]}; fidelity on the test split."
+    return table
+
+
+def _headline(report: dict[str, Any]) -> dict[str, Any]:
+    artefact = next(artefact for artefact in _ARTEFACTS if artefact in report["fidelity"])
+    rows = report["latency"].get(artefact, [])
+    return {
+        "artefact": artefact,
+        "fidelity": report["fidelity"][artefact]["test"],
+        "latency": min(rows, key=lambda row: row["batch"], default=None),
+        "size_bytes": report["size_bytes"].get(_SIZE_OF.get(artefact, "")),
+    }
+
+
+def _product_of(stage: str, path: Path) -> Any:
+    if not path.exists():
+        raise InputError(f"{path} does not exist. Run the stage {stage!r} first: distillabse {stage} CONFIG")
+    return read_json(path)
+
+
+def _if_present(path: Path) -> Any:
+    return read_json(path) if path.exists() else None
+
+
+def _shape(run: RunFolder, job: JobConfig) -> dict[str, Any]:
+    """Number of layers of the student, and its widths from its transformers settings where the bundle has them."""
+    layers = job.student.layers
+    settings = _if_present(run.bundle / "config.json") or {}
+    return {
+        "layers": layers if isinstance(layers, int) else len(layers),
+        **{key: settings[key] for key in _SHAPE if key in settings},
+    }
+
+
+def _per_set(verify: dict[str, Any], pick: Callable[[dict[str, Any]], Any]) -> dict[str, dict[str, Any]]:
+    return {artefact: {name: pick(row) for name, row in sets.items()} for artefact, sets in verify["fidelity"].items()}

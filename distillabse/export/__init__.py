@@ -1,0 +1,1 @@
+"""From a student folder to a bundle: ONNX graphs, INT8, checksums and the gates they must pass."""

@@ -1,0 +1,85 @@
+"""The bundle: one folder that sentence-transformers, optimum, fastembed, text-embeddings-inference and ONNX Runtime read."""
+
+from __future__ import annotations
+
+import logging
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from distillabse import layout
+from distillabse.config import ExportConfig, Int8Config, JobConfig
+from distillabse.errors import InputError
+from distillabse.layout import RunFolder
+from distillabse.storage import new_folder, read_json, sha256_of_file, write_json
+
+if TYPE_CHECKING:
+    from sentence_transformers import SentenceTransformer
+
+logger = logging.getLogger(__name__)
+
+_SATURATING_CPUS = ("avx512", "avx2")
+
+
+def export_stage(config: JobConfig, run: RunFolder) -> None:
+    """Write `run.bundle` from `run.student`, whole or not at all.
+
+    Raises:
+        InputError: there is no student yet.
+    """
+    from distillabse.models.teacher import load_encoder
+
+    if not run.student.is_dir():
+        raise InputError(f"{run.student} does not exist. Run `distillabse distill` first.")
+    with new_folder(run.bundle) as folder:
+        write_bundle(load_encoder(str(run.student)), folder, config.export, read_json(run.record))
+    logger.info("Bundle written to %s", run.bundle)
+
+
+def write_bundle(encoder: SentenceTransformer, folder: Path, config: ExportConfig, provenance: dict[str, Any]) -> None:
+    """Fill `folder` with the torch encoder, its ONNX graphs, `provenance` and checksums of every file.
+
+    Args:
+        encoder: what to export.
+        folder: an empty folder.
+        config: opset and INT8 settings.
+        provenance: where the encoder comes from, written as it is into distillabse.json.
+    """
+    from distillabse.export.graph import export_graph
+    from distillabse.export.quantize import quantize
+    from distillabse.models.folder import save_encoder
+
+    save_encoder(encoder, folder)
+    logger.info("Exporting the fp32 graph")
+    export_graph(encoder, folder / layout.ONNX_FP32, config.opset)
+    if config.int8.enabled:
+        logger.info("Quantising to INT8")
+        done = quantize(
+            folder / layout.ONNX_FP32,
+            folder / int8_file(config.int8),
+            embeddings=config.int8.embeddings,
+            reduce_range=config.int8.cpu in _SATURATING_CPUS,
+        )
+        provenance = {**provenance, "int8": {"matmuls": done.matmuls, "embeddings": done.embeddings}}
+    write_json(folder / layout.PROVENANCE, provenance)
+    write_checksums(folder)
+
+
+def int8_file(config: Int8Config) -> str:
+    """Path of the INT8 graph inside a bundle."""
+    return layout.ONNX_INT8[config.cpu]
+
+
+def write_checksums(folder: Path) -> None:
+    """SHA-256 of every file in the folder, in the format of `sha256sum --check`."""
+    files = sorted(path for path in folder.rglob("*") if path.is_file() and path.name != layout.CHECKSUMS)
+    lines = [f"{sha256_of_file(path)}  {path.relative_to(folder).as_posix()}\n" for path in files]
+    (folder / layout.CHECKSUMS).write_text("".join(lines), encoding="utf-8")
+
+
+def broken_checksums(folder: Path) -> list[str]:
+    """Files of a bundle that are missing or differ from SHA256SUMS."""
+    path = folder / layout.CHECKSUMS
+    if not path.is_file():
+        return [layout.CHECKSUMS]
+    entries = [line.split("  ", 1) for line in path.read_text(encoding="utf-8").splitlines()]
+    return [name for digest, name in entries if not (folder / name).is_file() or sha256_of_file(folder / name) != digest]

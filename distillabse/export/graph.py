@@ -1,0 +1,158 @@
+"""The whole encoder as one ONNX graph: transformer, pooling, Dense head and L2 normalisation."""
+
+from __future__ import annotations
+
+import copy
+import logging
+import math
+import warnings
+from collections import Counter
+from contextlib import redirect_stdout
+from io import StringIO
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor, nn
+
+from distillabse.errors import StorageError
+from distillabse.models.teacher import transformer_of
+
+if TYPE_CHECKING:
+    from sentence_transformers import SentenceTransformer
+
+INPUTS = ("input_ids", "attention_mask")
+OUTPUTS = ("last_hidden_state", "sentence_embedding")
+_PROTOBUF_LIMIT = 2**31 - 1
+
+
+class EncoderGraph(nn.Module):
+    """What is exported: (input_ids, attention_mask) -> (last_hidden_state, sentence_embedding).
+
+    The same computation as the encoder's, spelt so that ONNX Runtime finds its patterns: plain attention with an
+    additive mask, and the exact GELU in the order of operations that its fusion looks for.
+    """
+
+    def __init__(self, encoder: SentenceTransformer) -> None:
+        super().__init__()
+        self.transformer = copy.deepcopy(transformer_of(encoder))
+        self.transformer.set_attn_implementation("eager")
+        _spell_out_gelu(self.transformer)
+        self.head = nn.ModuleList(list(encoder)[1:])
+
+    def forward(self, input_ids: Tensor, attention_mask: Tensor) -> tuple[Tensor, Tensor]:
+        """Int64 [batch, tokens] twice -> float32 [batch, tokens, hidden size] and unit rows [batch, dimension]."""
+        additive = (1.0 - attention_mask[:, None, None, :].float()) * torch.finfo(torch.float32).min
+        states = self.transformer(input_ids=input_ids, attention_mask=additive).last_hidden_state
+        features = {"token_embeddings": states, "attention_mask": attention_mask}
+        for module in self.head:
+            features = module(features)
+        return states, nn.functional.normalize(features["sentence_embedding"], dim=-1)
+
+
+class FusableGELU(nn.Module):
+    """x * (1 + erf(x / sqrt 2)) * 0.5, the exact GELU."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Elementwise."""
+        return x * (torch.erf(x / math.sqrt(2)) + 1.0) * 0.5
+
+
+def export_graph(encoder: SentenceTransformer, path: Path, opset: int = 18) -> None:
+    """Write the fp32 graph of `encoder` to `path`; both axes of both inputs are dynamic.
+
+    A graph over protobuf's 2 GB keeps its weights in `<name>_data` beside it.
+
+    Raises:
+        StorageError: the exporter wrote nothing usable.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    graph = EncoderGraph(encoder).eval().to("cpu")
+    example = torch.tensor([[5, 6, 7, 8], [5, 6, 0, 0]])
+    longest = min(encoder.max_seq_length or 10**6, transformer_of(encoder).config.max_position_embeddings)
+    axes = {0: torch.export.Dim("batch_size"), 1: torch.export.Dim("sequence_length", max=longest)}
+    size = sum(parameter.numel() * parameter.element_size() for parameter in graph.parameters())
+    with warnings.catch_warnings(), torch.no_grad(), redirect_stdout(StringIO()), _quiet_exporter():
+        warnings.simplefilter("ignore")
+        torch.onnx.export(
+            graph,
+            (),
+            str(path),
+            kwargs={"input_ids": example, "attention_mask": (example > 0).long()},
+            dynamo=True,
+            opset_version=opset,
+            input_names=list(INPUTS),
+            output_names=list(OUTPUTS),
+            dynamic_shapes={name: axes for name in INPUTS},
+            external_data=size > _PROTOBUF_LIMIT,
+            verbose=False,
+        )
+    if not path.is_file():
+        raise StorageError(f"The exporter wrote no {path}.")
+    if size <= _PROTOBUF_LIMIT:
+        _strip_descriptions(path)
+
+
+def count_operators(path: Path) -> Counter[str]:
+    """How many nodes of each operator a graph holds."""
+    import onnx
+
+    return Counter(node.op_type for node in onnx.load(str(path), load_external_data=False).graph.node)
+
+
+def count_after_optimisation(path: Path) -> Counter[str]:
+    """How many nodes of each operator run after ONNX Runtime has fused what it can on this CPU."""
+    import tempfile
+
+    import onnxruntime
+
+    from distillabse.encoder import session_options
+
+    with tempfile.TemporaryDirectory() as folder:
+        options = session_options(None)
+        options.optimized_model_filepath = str(Path(folder) / "optimised.onnx")
+        options.log_severity_level = 3
+        onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+        return count_operators(Path(options.optimized_model_filepath))
+
+
+def _spell_out_gelu(model: nn.Module) -> None:
+    from transformers.activations import GELUActivation
+
+    for module in list(model.modules()):
+        for name, child in module.named_children():
+            if isinstance(child, (GELUActivation, nn.GELU)):
+                setattr(module, name, FusableGELU())
+
+
+def _strip_descriptions(path: Path) -> None:
+    """Node names, stack traces and source paths of the exporting machine do not belong into a product."""
+    import onnx
+
+    model = onnx.load(str(path))
+    for node in model.graph.node:
+        node.doc_string = ""
+        del node.metadata_props[:]
+    del model.graph.value_info[:]
+    for value in (*model.graph.input, *model.graph.output, *model.graph.initializer):
+        del value.metadata_props[:]
+    del model.graph.metadata_props[:]
+    del model.metadata_props[:]
+    model.producer_name = "distillabse"
+    onnx.checker.check_model(model)
+    onnx.save(model, str(path))
+
+
+class _quiet_exporter:  # noqa: N801
+    """The exporter logs every pass; only its errors matter here."""
+
+    names = ("torch.onnx", "onnxscript", "onnx_ir")
+
+    def __enter__(self) -> None:
+        self.levels = {name: logging.getLogger(name).level for name in self.names}
+        for name in self.names:
+            logging.getLogger(name).setLevel(logging.ERROR)
+
+    def __exit__(self, *_: object) -> None:
+        for name, level in self.levels.items():
+            logging.getLogger(name).setLevel(level)

@@ -1,0 +1,136 @@
+"""Every file name of a run folder and of a bundle. Nothing else spells them."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+
+MODEL_WEIGHTS = "model.safetensors"
+MODULES = "modules.json"
+TRANSFORMER_SETTINGS = "sentence_bert_config.json"
+SENTENCE_TRANSFORMERS_SETTINGS = "config_sentence_transformers.json"
+TOKENIZER = "tokenizer.json"
+TOKENIZER_SETTINGS = "tokenizer_config.json"
+SPECIAL_TOKENS = "special_tokens_map.json"
+MODEL_CARD = "README.md"
+CHECKSUMS = "SHA256SUMS"
+PROVENANCE = "distillabse.json"
+ONNX_FP32 = "onnx/model.onnx"
+
+# The names that sentence-transformers and optimum use for INT8 graphs, by the CPU they are made for.
+ONNX_INT8 = {
+    "avx512_vnni": "onnx/model_qint8_avx512_vnni.onnx",
+    "avx512": "onnx/model_qint8_avx512.onnx",
+    "avx2": "onnx/model_quint8_avx2.onnx",
+    "arm64": "onnx/model_qint8_arm64.onnx",
+}
+
+
+@dataclass(frozen=True)
+class RunFolder:
+    """The folder of one job: a folder or file for each stage's product."""
+
+    root: Path
+
+    @property
+    def config(self) -> Path:
+        """The resolved configuration, ready to be run again."""
+        return self.root / "config.yaml"
+
+    @property
+    def record(self) -> Path:
+        """Hash of the resolved configuration and the versions of everything."""
+        return self.root / "run.json"
+
+    @property
+    def corpus(self) -> Path:
+        """Folder: train.parquet, dev.parquet, test.parquet, corpus.json, rejected.jsonl."""
+        return self.root / "corpus"
+
+    def split(self, name: str) -> Path:
+        """The Parquet file of one split: train, dev or test."""
+        return self.corpus / f"{name}.parquet"
+
+    @property
+    def corpus_counts(self) -> Path:
+        """How many rows every source gave and every rule removed."""
+        return self.corpus / "corpus.json"
+
+    @property
+    def rejected(self) -> Path:
+        """A sample of the rejected lines of every source."""
+        return self.corpus / "rejected.jsonl"
+
+    @property
+    def vocabulary(self) -> Path:
+        """Folder: vocabulary.json."""
+        return self.root / "vocabulary"
+
+    @property
+    def vocabulary_counts(self) -> Path:
+        """What the corpus uses of the teacher's vocabulary, per language."""
+        return self.vocabulary / "vocabulary.json"
+
+    @property
+    def checkpoints(self) -> Path:
+        """Working area of the trainer."""
+        return self.root / "checkpoints"
+
+    @property
+    def student(self) -> Path:
+        """The trained student: a folder that SentenceTransformer loads."""
+        return self.root / "student"
+
+    @property
+    def training_history(self) -> Path:
+        """Every logged figure of the training run, inside the student folder."""
+        return self.student / "training_history.json"
+
+    @property
+    def bundle(self) -> Path:
+        """The product: the folder that production teams serve."""
+        return self.root / "bundle"
+
+    @property
+    def verify(self) -> Path:
+        """Folder: verify.json."""
+        return self.root / "verify"
+
+    @property
+    def verification(self) -> Path:
+        """Fidelity, invariance and the gates."""
+        return self.verify / "verify.json"
+
+    @property
+    def bench(self) -> Path:
+        """Folder: bench.json."""
+        return self.root / "bench"
+
+    @property
+    def measurements(self) -> Path:
+        """Latency, throughput and sizes."""
+        return self.bench / "bench.json"
+
+    @property
+    def report(self) -> Path:
+        """Folder: report.html and report.json."""
+        return self.root / "report"
+
+    @property
+    def report_html(self) -> Path:
+        """The page for people."""
+        return self.report / "report.html"
+
+    @property
+    def report_json(self) -> Path:
+        """The same figures for programs."""
+        return self.report / "report.json"
+
+    def product(self, stage: str) -> Path:
+        """The folder that a stage writes."""
+        return self.student if stage == "distill" else self.bundle if stage == "export" else self.root / stage
+
+    def stamp(self, stage: str) -> Path:
+        """The fingerprint of a finished stage's inputs."""
+        return self.root / "stamps" / f"{stage}.json"

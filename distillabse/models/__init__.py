@@ -1,0 +1,1 @@
+"""The teacher, the student and the taps that read signals out of both."""

@@ -1,0 +1,95 @@
+"""Saving an encoder as a folder that old and new readers load alike.
+
+sentence-transformers 5.4 and later spell module classes and pooling differently from what
+text-embeddings-inference, fastembed and earlier releases read. Every reader accepts the earlier spelling, so that is
+what is written.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from distillabse import layout
+from distillabse.storage import read_json, write_json
+
+if TYPE_CHECKING:
+    from sentence_transformers import SentenceTransformer
+
+_POOLING_MODES = ("cls_token", "mean_tokens", "max_tokens", "mean_sqrt_len_tokens", "weightedmean_tokens", "lasttoken")
+_SPECIAL_TOKENS = ("bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls_token", "mask_token")
+# Tokenizer settings that describe the machine or call they were made in, not the tokenizer.
+_TRANSIENT_TOKENIZER_KEYS = (
+    "is_local", "local_files_only", "max_length", "stride", "truncation_side", "truncation_strategy", "pad_to_multiple_of",
+)  # fmt: skip
+
+
+def save_encoder(encoder: SentenceTransformer, folder: Path) -> None:
+    """Write weights (safetensors), tokenizer and module settings in their portable spelling into `folder`."""
+    from transformers.utils import logging as transformers_logging
+
+    bars_were_on = transformers_logging.is_progress_bar_enabled()
+    transformers_logging.disable_progress_bar()
+    try:
+        encoder.save(str(folder), create_model_card=False)
+    finally:
+        if bars_were_on:
+            transformers_logging.enable_progress_bar()
+    _portable_modules(folder)
+    _portable_tokenizer(encoder, folder)
+    write_json(
+        folder / layout.TRANSFORMER_SETTINGS, {"max_seq_length": encoder.max_seq_length, "do_lower_case": False}
+    )
+
+
+def _portable_modules(folder: Path) -> None:
+    modules = read_json(folder / layout.MODULES)
+    for module in modules:
+        name = module["type"].rsplit(".", 1)[-1]
+        module["type"] = f"sentence_transformers.models.{name}"
+        settings = folder / module["path"] / "config.json"
+        if name == "Pooling":
+            write_json(settings, _portable_pooling(read_json(settings)))
+        elif name == "Dense":
+            write_json(settings, _portable_dense(read_json(settings)))
+    write_json(folder / layout.MODULES, modules)
+
+
+def _portable_pooling(settings: dict[str, Any]) -> dict[str, Any]:
+    mode = settings["pooling_mode"]
+    modes = {mode} if isinstance(mode, str) else set(mode)
+    flags = {f"pooling_mode_{name}": name.removesuffix("_tokens").removesuffix("_token") in modes for name in _POOLING_MODES}
+    return {
+        "word_embedding_dimension": settings["embedding_dimension"],
+        **flags,
+        "include_prompt": settings.get("include_prompt", True),
+    }
+
+
+def _portable_dense(settings: dict[str, Any]) -> dict[str, Any]:
+    kept = {key: settings[key] for key in ("in_features", "out_features", "bias", "activation_function")}
+    return {**kept, "use_residual": True} if settings.get("use_residual") else kept
+
+
+def _portable_tokenizer(encoder: SentenceTransformer, folder: Path) -> None:
+    path = folder / layout.TOKENIZER_SETTINGS
+    settings = {key: value for key, value in read_json(path).items() if key not in _TRANSIENT_TOKENIZER_KEYS}
+    settings["model_max_length"] = encoder.max_seq_length
+    if encoder.tokenizer.backend_tokenizer.model.__class__.__name__ == "WordPiece":
+        settings["tokenizer_class"] = "BertTokenizer"
+    else:
+        settings["tokenizer_class"] = "PreTrainedTokenizerFast"
+    write_json(path, settings)
+    special = {name: getattr(encoder.tokenizer, name) for name in _SPECIAL_TOKENS}
+    write_json(folder / layout.SPECIAL_TOKENS, {name: token for name, token in special.items() if token is not None})
+    _plain_tokenizer(folder / layout.TOKENIZER, folder)
+
+
+def _plain_tokenizer(path: Path, folder: Path) -> None:
+    """Truncation and padding belong to the caller; a length left in tokenizer.json silently cuts texts short."""
+    tokenizer = read_json(path)
+    tokenizer["truncation"] = tokenizer["padding"] = None
+    write_json(path, tokenizer)
+    if tokenizer["model"].get("type") == "WordPiece":
+        rows = sorted(tokenizer["model"]["vocab"].items(), key=lambda item: item[1])
+        (folder / "vocab.txt").write_text("".join(f"{token}\n" for token, _ in rows), encoding="utf-8")

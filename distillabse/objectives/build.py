@@ -1,0 +1,36 @@
+"""From an objective's configuration to the module that computes it."""
+
+from __future__ import annotations
+
+from distillabse.config import (
+    CosineObjective,
+    HiddenObjective,
+    MiniLMObjective,
+    MiniLMv2Objective,
+    MSEObjective,
+    ObjectiveConfig,
+)
+from distillabse.models.taps import EncoderShape
+from distillabse.objectives.base import Objective
+from distillabse.objectives.embedding import MSE, Cosine
+from distillabse.objectives.hidden import Hidden
+from distillabse.objectives.relations import MiniLM, MiniLMv2
+
+
+def build_objective(config: ObjectiveConfig, teacher: EncoderShape, student: EncoderShape) -> Objective:
+    """The objective that `config` describes, checked against the two shapes before any training.
+
+    Raises:
+        ConfigurationError: the shapes do not allow it; the message names the key and the remedy.
+    """
+    match config:
+        case MiniLMObjective():
+            return MiniLM(config, teacher, student)
+        case MiniLMv2Objective():
+            return MiniLMv2(config, teacher, student)
+        case HiddenObjective():
+            return Hidden(config, teacher, student)
+        case CosineObjective():
+            return Cosine(config, teacher, student)
+        case MSEObjective():
+            return MSE(config, teacher, student)

@@ -1,0 +1,225 @@
+"""Reading a configuration: YAML, then key=value overrides, then the schema; and TrainingArguments from it."""
+
+from __future__ import annotations
+
+import difflib
+import types
+import typing
+from collections.abc import Iterator, Sequence
+from importlib.resources import files
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from pydantic import BaseModel, ValidationError
+
+from distillabse.config import JobConfig
+from distillabse.errors import ConfigurationError
+from distillabse.storage import sha256_of_json
+
+if TYPE_CHECKING:
+    from transformers import TrainingArguments
+
+# Set by the job itself; a second place to set them would contradict the first.
+_OWNED_TRAINING_FIELDS = {"output_dir": "output", "seed": "seed", "data_seed": "seed", "push_to_hub": None}
+
+
+def shipped_configs() -> dict[str, Path]:
+    """Every configuration that comes with the package, by file name without .yaml."""
+    packaged = Path(str(files("distillabse"))) / "configs"
+    folder = packaged if packaged.is_dir() else Path(__file__).resolve().parents[1] / "configs"
+    return {path.stem: path for path in sorted(folder.glob("*.yaml"))}
+
+
+def load_config(source: str | Path, overrides: Sequence[str] = ()) -> JobConfig:
+    """The job described by a YAML file, or by the name of a shipped configuration, with `key=value` overrides.
+
+    Raises:
+        ConfigurationError: no such file, not YAML, or a key or value that the schema refuses; names each one.
+    """
+    from omegaconf import OmegaConf
+    from omegaconf.errors import OmegaConfBaseException
+    from yaml import YAMLError
+
+    path = _config_path(source)
+    for override in overrides:
+        if "=" not in override:
+            raise ConfigurationError(f"{override!r} is not an override: write key=value, e.g. training.max_steps=100.")
+    try:
+        merged = OmegaConf.merge(OmegaConf.load(path), OmegaConf.from_dotlist(list(overrides)))
+        values = OmegaConf.to_container(merged, resolve=True)
+    except (OmegaConfBaseException, YAMLError, TypeError, UnicodeDecodeError) as error:
+        raise ConfigurationError(f"{path} cannot be read as YAML with the given overrides: {error}") from None
+    if not isinstance(values, dict):
+        raise ConfigurationError(f"{path} holds no keys. `distillabse configs ls` names configurations to start from.")
+    return validate(typing.cast("dict[str, Any]", values), str(path))
+
+
+def validate(values: dict[str, Any], origin: str = "the configuration") -> JobConfig:
+    """Check values against the schema, and the training block against TrainingArguments' fields.
+
+    Raises:
+        ConfigurationError: lists every wrong key with what it got, what it accepts and the nearest name.
+    """
+    try:
+        config = JobConfig.model_validate(values)
+    except ValidationError as error:
+        problems = "\n".join(f"  {_explain(item)}" for item in error.errors())
+        raise ConfigurationError(f"{origin} is not valid:\n{problems}") from None
+    _check_training_keys(config.training, origin)
+    return config
+
+
+def config_hash(config: JobConfig) -> str:
+    """SHA-256 of the resolved configuration: the same job, the same hash."""
+    return sha256_of_json(config.model_dump(mode="json"))
+
+
+def training_arguments(config: JobConfig, output_dir: Path) -> TrainingArguments:
+    """The job's `training` block as TrainingArguments, over this project's defaults.
+
+    Defaults that differ from transformers': length-grouped batches, bf16 where the device has it, an evaluation and a
+    checkpoint each tenth of the run, the best checkpoint by held-out skill, TensorBoard.
+
+    Raises:
+        ConfigurationError: a value that TrainingArguments refuses.
+    """
+    import torch
+    from transformers import TrainingArguments
+
+    from distillabse.environment import bf16_is_fast
+
+    defaults: dict[str, Any] = {
+        "per_device_train_batch_size": 64,
+        "learning_rate": 5e-4,
+        "num_train_epochs": 3,
+        "warmup_steps": 0.05,
+        "lr_scheduler_type": "cosine",
+        "weight_decay": 0.01,
+        "train_sampling_strategy": "group_by_length",
+        "logging_steps": 50,
+        "eval_strategy": "steps",
+        "eval_steps": 0.1,
+        "save_strategy": "steps",
+        "save_steps": 0.1,
+        "save_total_limit": 2,
+        "load_best_model_at_end": True,
+        "metric_for_best_model": "skill",
+        "greater_is_better": True,
+        "report_to": ["tensorboard"],
+        "disable_tqdm": True,
+        "logging_nan_inf_filter": False,
+    }
+    asked = config.training
+    if not torch.cuda.is_available():
+        defaults["use_cpu"] = True
+    if not {"bf16", "fp16"} & asked.keys():
+        defaults["bf16"] = bf16_is_fast()
+    try:
+        return TrainingArguments(output_dir=str(output_dir), seed=config.seed, **{**defaults, **asked})
+    except (ValueError, TypeError, ImportError) as error:
+        raise ConfigurationError(f"training: {error}") from None
+
+
+def _config_path(source: str | Path) -> Path:
+    path = Path(source)
+    if path.is_file():
+        return path
+    shipped = shipped_configs()
+    if str(source) in shipped:
+        return shipped[str(source)]
+    raise ConfigurationError(
+        f"{source} is neither a file nor a shipped configuration{_nearest(path.stem, shipped)}. Shipped: {', '.join(shipped)}."
+    )
+
+
+def _check_training_keys(training: dict[str, Any], origin: str) -> None:
+    import dataclasses
+
+    if not training:
+        return
+    from transformers import TrainingArguments
+
+    known = {field.name for field in dataclasses.fields(TrainingArguments) if field.init}
+    for key in training:
+        if key in _OWNED_TRAINING_FIELDS:
+            instead = _OWNED_TRAINING_FIELDS[key]
+            raise ConfigurationError(
+                f"{origin} is not valid:\n  training.{key}: "
+                + (f"set the job's own `{instead}` instead." if instead else "not offered; push the finished bundle instead.")
+            )
+        if key not in known:
+            raise ConfigurationError(
+                f"{origin} is not valid:\n  training.{key}: no such field of transformers.TrainingArguments"
+                f"{_nearest(key, known)}."
+            )
+
+
+def _explain(item: Any) -> str:
+    """One line for one pydantic error: the key, what it got, what it accepts."""
+    location = [part for part in item["loc"] if not (isinstance(part, str) and _is_union_tag(part, item["loc"]))]
+    key = ".".join(str(part) for part in location)
+    got = item["input"]
+    shown = "" if isinstance(got, (dict, list)) or item["type"] == "missing" else f" (got {got!r})"
+    if item["type"] == "extra_forbidden":
+        siblings = _fields_at(JobConfig, item["loc"][:-1])
+        return f"{key}: no such key{_nearest(str(location[-1]), siblings)}. Accepted here: {', '.join(sorted(siblings))}."
+    if item["type"] == "union_tag_invalid":
+        context = item["ctx"]
+        tags = [tag.strip(" '") for tag in str(context["expected_tags"]).split(",")]
+        return f"{key}.kind: got {context['tag']!r}{_nearest(str(context['tag']), tags)}. Accepted: {', '.join(tags)}."
+    if item["type"] == "union_tag_not_found":
+        return f"{key}.kind: say which kind this is."
+    return f"{key}: {item['msg'].removeprefix('Value error, ')}{shown}."
+
+
+def _is_union_tag(part: str, location: tuple[Any, ...]) -> bool:
+    """Pydantic puts the tag of a discriminated union into the location, after a list index or a key of `sets`."""
+    index = location.index(part)
+    return part in _KINDS and index > 0 and (isinstance(location[index - 1], int) or "sets" in location[:index])
+
+
+def _models(annotation: Any) -> Iterator[type[BaseModel]]:
+    """Every schema inside an annotation, through lists, dicts, unions and Annotated."""
+    if isinstance(annotation, type) and not isinstance(annotation, types.GenericAlias) and issubclass(annotation, BaseModel):
+        yield annotation
+    for argument in typing.get_args(annotation):
+        yield from _models(argument)
+
+
+def _fields_at(model: type[BaseModel], location: tuple[Any, ...]) -> set[str]:
+    """Names of the fields that are accepted at a location of the schema."""
+    models = [model]
+    for part in location:
+        inner = [
+            found
+            for current in models
+            if part in current.model_fields
+            for found in _models(current.model_fields[str(part)].annotation)
+        ]
+        tagged = [found for found in models if _kind_of(found) == part]
+        models = inner or tagged or models
+    return {name for found in models for name in found.model_fields}
+
+
+def _kind_of(model: type[BaseModel]) -> str | None:
+    field = model.model_fields.get("kind")
+    return str(field.default) if field else None
+
+
+def _all_kinds(model: type[BaseModel], seen: set[type[BaseModel]]) -> set[str]:
+    if model in seen:
+        return set()
+    seen.add(model)
+    kinds = {kind} if (kind := _kind_of(model)) else set()
+    for field in model.model_fields.values():
+        for inner in _models(field.annotation):
+            kinds |= _all_kinds(inner, seen)
+    return kinds
+
+
+_KINDS = _all_kinds(JobConfig, set())
+
+
+def _nearest(name: str, choices: Sequence[str] | set[str] | dict[str, Any]) -> str:
+    match = difflib.get_close_matches(name, list(choices), n=1, cutoff=0.5)
+    return f" (did you mean {match[0]!r}?)" if match else ""

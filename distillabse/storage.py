@@ -1,0 +1,122 @@
+"""Writing that is whole or absent: everything is written beside its place under a temporary name and then renamed."""
+
+from __future__ import annotations
+
+import errno
+import hashlib
+import json
+import os
+import shutil
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from distillabse.errors import InputError, StorageError
+
+
+@contextmanager
+def new_folder(path: Path) -> Iterator[Path]:
+    """Yield a temporary folder beside `path`; on success it takes the place of `path`, on failure it is removed.
+
+    Raises:
+        StorageError: the disk is full or the place cannot be written; the previous `path` is intact.
+    """
+    with _storage_errors(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        temporary = Path(tempfile.mkdtemp(prefix=f".{path.name}.", suffix=".partial", dir=path.parent))
+    try:
+        with _storage_errors(path):
+            yield temporary
+            temporary.chmod(0o755)
+            _replace_folder(temporary, path)
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+
+
+@contextmanager
+def new_file(path: Path) -> Iterator[Path]:
+    """Yield a temporary file name beside `path`; on success it is renamed to `path`, on failure it is removed.
+
+    Raises:
+        StorageError: the disk is full or the place cannot be written; the previous `path` is intact.
+    """
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.partial")
+    try:
+        with _storage_errors(path):
+            path.parent.mkdir(parents=True, exist_ok=True)
+            yield temporary
+            temporary.replace(path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Write `value` as indented JSON, whole or not at all."""
+    with new_file(path) as temporary:
+        temporary.write_text(json.dumps(value, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+
+
+def read_json(path: Path) -> Any:
+    """Read a JSON file.
+
+    Raises:
+        InputError: the file is missing or is not JSON.
+    """
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise InputError(f"{path} does not exist. Run the stage that writes it first.") from None
+    except ValueError as error:
+        raise InputError(f"{path} is not valid JSON ({error}). Remove it and run its stage again.") from None
+
+
+def sha256_of_file(path: Path) -> str:
+    """Hexadecimal SHA-256 of a file's bytes."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest() if hasattr(hashlib, "file_digest") else _sha256(file)
+
+
+def sha256_of_json(value: Any) -> str:
+    """Hexadecimal SHA-256 of a value's canonical JSON."""
+    return hashlib.sha256(json.dumps(value, sort_keys=True, ensure_ascii=False).encode()).hexdigest()
+
+
+def _sha256(file: Any) -> str:
+    """Python 3.10 has no `hashlib.file_digest`."""
+    digest = hashlib.sha256()
+    while block := file.read(1 << 20):
+        digest.update(block)
+    return digest.hexdigest()
+
+
+def _replace_folder(new: Path, path: Path) -> None:
+    """Put `new` in the place of `path`: the old folder is moved aside first, so `path` is always whole or absent."""
+    if not path.exists():
+        new.rename(path)
+        return
+    previous = Path(tempfile.mkdtemp(prefix=f".{path.name}.", suffix=".previous", dir=path.parent))
+    path.rename(previous / path.name)
+    try:
+        new.rename(path)
+    except OSError:
+        (previous / path.name).rename(path)
+        raise
+    finally:
+        shutil.rmtree(previous, ignore_errors=True)
+
+
+@contextmanager
+def _storage_errors(path: Path) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        if error.errno in (errno.ENOSPC, errno.EDQUOT):
+            raise StorageError(
+                f"No space left on the disk while writing {path}. Free some space, or choose another place with "
+                f"`output=...`, and run the same command again; anything that was there before is intact."
+            ) from error
+        if error.errno in (errno.EACCES, errno.EROFS, errno.EPERM):
+            raise StorageError(f"{path} cannot be written ({error.strerror}). Choose another place.") from error
+        raise

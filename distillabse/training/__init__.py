@@ -1,0 +1,1 @@
+"""From a corpus and a configuration to a trained student."""

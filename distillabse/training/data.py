@@ -1,0 +1,58 @@
+"""Sentences as token ids, exactly as the encoder itself would see them."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+if TYPE_CHECKING:
+    from datasets import Dataset
+    from sentence_transformers import SentenceTransformer
+
+_BLOCK = 1000
+
+
+def tokenise(encoder: SentenceTransformer, texts: Sequence[str]) -> list[list[int]]:
+    """Token ids of each text with its special tokens, prompt, lower-casing and truncation as in `encoder.encode`."""
+    name = encoder.default_prompt_name
+    prompt = encoder.prompts.get(name) if name else None
+    rows: list[list[int]] = []
+    for start in range(0, len(texts), _BLOCK):
+        features = encoder.preprocess(list(texts[start : start + _BLOCK]), prompt=prompt or None)
+        masks = features["attention_mask"].bool()
+        rows.extend(ids[mask].tolist() for ids, mask in zip(features["input_ids"], masks, strict=True))
+    return rows
+
+
+def training_dataset(encoder: SentenceTransformer, texts: Sequence[str]) -> Dataset:
+    """A dataset with columns input_ids and length, tokenised once."""
+    from datasets import Dataset
+    from rich.progress import track
+
+    ids: list[list[int]] = []
+    blocks = range(0, len(texts), 20 * _BLOCK)
+    for start in track(blocks, description="Tokenising", transient=True, disable=len(blocks) < 2):
+        ids.extend(tokenise(encoder, texts[start : start + 20 * _BLOCK]))
+    return Dataset.from_dict({"input_ids": ids, "length": [len(row) for row in ids]})
+
+
+class PaddingCollator:
+    """Pads a list of rows to their longest: int64 input_ids and attention_mask [batch, tokens]."""
+
+    def __init__(self, pad_token_id: int, multiple_of: int = 1) -> None:
+        self.pad_token_id = pad_token_id
+        self.multiple_of = multiple_of
+
+    def __call__(self, rows: list[dict[str, Any]]) -> dict[str, torch.Tensor]:
+        """Pad on the right."""
+        longest = max(len(row["input_ids"]) for row in rows)
+        longest += -longest % self.multiple_of
+        input_ids = torch.full((len(rows), longest), self.pad_token_id, dtype=torch.int64)
+        attention_mask = torch.zeros_like(input_ids)
+        for index, row in enumerate(rows):
+            length = len(row["input_ids"])
+            input_ids[index, :length] = torch.as_tensor(row["input_ids"])
+            attention_mask[index, :length] = 1
+        return {"input_ids": input_ids, "attention_mask": attention_mask}

@@ -1,0 +1,71 @@
+"""Student, frozen teacher and objectives as one module whose forward pass gives the loss."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, Any
+
+from torch import Tensor, autocast, no_grad, nn
+
+from distillabse.config import ObjectiveConfig
+from distillabse.models.taps import TappedEncoder, shape_of
+from distillabse.objectives import build_objective
+
+if TYPE_CHECKING:
+    from sentence_transformers import SentenceTransformer
+
+
+class Distiller(nn.Module):
+    """Works unchanged under DDP, DeepSpeed and accelerate: they only ever call `forward`.
+
+    The teacher moves with the module but is no part of it: it is not in `state_dict()`, gets no gradient and stays in
+    evaluation mode.
+    """
+
+    def __init__(
+        self, student: SentenceTransformer, teacher: SentenceTransformer, objectives: Sequence[ObjectiveConfig]
+    ) -> None:
+        super().__init__()
+        self.student = student
+        shapes = shape_of(teacher), shape_of(student)
+        self.objectives = nn.ModuleList(build_objective(config, *shapes) for config in objectives)
+        teacher.requires_grad_(False).eval()
+        # A tuple hides the teacher from nn.Module's registry.
+        self._teacher = (teacher,)
+        self._tapped_teacher = TappedEncoder(teacher, _union(objective.teacher_taps for objective in self.objectives))
+        self._tapped_student = TappedEncoder(student, _union(objective.student_taps for objective in self.objectives))
+
+    @property
+    def teacher(self) -> SentenceTransformer:
+        """The frozen teacher."""
+        return self._teacher[0]
+
+    def forward(self, input_ids: Tensor, attention_mask: Tensor) -> dict[str, Any]:
+        """Loss of a padded batch.
+
+        Args:
+            input_ids, attention_mask: int64 [batch, tokens].
+
+        Returns:
+            {"loss": float32 scalar with gradient, "terms": {name: detached weighted scalar}}; the terms sum to the loss.
+        """
+        with no_grad():
+            target = self._tapped_teacher(input_ids, attention_mask)
+        output = self._tapped_student(input_ids, attention_mask)
+        terms: dict[str, Tensor] = {}
+        # Logarithms of small probabilities need float32, whatever precision the models run in.
+        with autocast(input_ids.device.type, enabled=False):
+            for objective in self.objectives:
+                for name, value in objective(target, output, attention_mask).items():
+                    term = objective.weight * value
+                    terms[name] = terms[name] + term if name in terms else term
+        loss = sum(terms.values())
+        return {"loss": loss, "terms": {name: term.detach() for name, term in terms.items()}}
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Distiller:
+        self.teacher._apply(fn)
+        return super()._apply(fn, recurse)
+
+
+def _union(sets: Any) -> frozenset[Any]:
+    return frozenset().union(*sets)

@@ -1,0 +1,414 @@
+"""The report stage, from small but complete figures of the earlier stages."""
+
+from __future__ import annotations
+
+import copy
+import hashlib
+import io
+import json
+import re
+from html.parser import HTMLParser
+from pathlib import Path
+
+import pytest
+import yaml
+from rich.console import Console
+
+from distillabse import layout
+from distillabse.config import JobConfig
+from distillabse.errors import InputError
+from distillabse.evaluation.model_card import model_card, write_model_card
+from distillabse.evaluation.report import collect, render_page, report_stage, summary_table
+from distillabse.layout import RunFolder
+from distillabse.storage import write_json
+
+JOB = {
+    "name": "tiny-labse",
+    "teacher": {"model": "sentence-transformers/LaBSE", "revision": "0123abc"},
+    "corpus": {"sources": [{"kind": "phrasebook"}]},
+    "student": {"layers": [1, 6, 11]},
+    "objectives": [{"kind": "minilm", "weight": 0.5}, {"kind": "cosine"}],
+}
+
+
+def slices(**rows):
+    return {name: {"n": n, "cosine_mean": cosine, "skill": skill} for name, (n, cosine, skill) in rows.items()}
+
+
+def fidelity(mean):
+    return {
+        "n": 1234, "cosine_mean": mean, "cosine_p01": 0.7011, "cosine_p05": 0.8022,
+        "ci95": [mean - 0.001, mean + 0.001], "constant_baseline": 0.3112, "shuffled_baseline": 0.2954,
+        "skill": 0.9448, "neighbour_top1": 0.8123, "similarity_spearman": 0.9321,
+        "slices": {
+            "language": slices(en=(634, 0.9543, 0.9), de=(600, 0.97, 0.95)),
+            "length": slices(**{"17-32 tokens": (34, 0.91, 0.8), "9-16 tokens": (1200, 0.9656, 0.9)}),
+        },
+        "histogram": {
+            "edges": [-1.0, -0.5, 0.0, 0.5, 0.75, 1.0],
+            "student": [0, 0, 0, 34, 1200],
+            "constant": [0, 34, 1200, 0, 0],
+            "shuffled": [0, 200, 1034, 0, 0],
+        },
+    }  # fmt: skip
+
+
+def gate(name, where, value, limit):
+    return {
+        "gate": name,
+        "artefact": "onnx-int8",
+        "set": where,
+        "value": value,
+        "limit": limit,
+        "passed": value >= limit,
+    }
+
+
+VERIFY = {
+    "fidelity": {
+        "torch": {"test": fidelity(0.9651)},
+        "onnx-fp32": {"test": fidelity(0.9650)},
+        "onnx-int8": {"test": fidelity(0.9619), "tatoeba": fidelity(0.9402)},
+    },
+    "parity": {"onnx-fp32": {"min": 0.9999991, "mean": 0.9999997}, "onnx-int8": {"min": 0.9912, "mean": 0.9987}},
+    "invariance": {"onnx-int8": {"batch_min": 0.9999973, "padding_min": 0.9999982}},
+    "gates": [gate("invariance_min", None, 0.9999973, 0.99999), gate("teacher_skill", "test", 0.9448, 0.5)],
+    "worst": [{"text": "<script>alert('x')</script> & co", "language": None, "cosine": 0.4321}],
+}  # fmt: skip
+
+
+def latency(batch, p50, vs_torch, vs_onnx):
+    return {
+        "batch": batch, "p50_ms": p50, "p95_ms": p50 * 1.1, "p99_ms": p50 * 1.2, "rounds": 30,
+        "sentences_per_second": 1000 * batch / p50,
+        "speedup_vs_teacher_torch": vs_torch, "speedup_vs_teacher_torch_ci95": [vs_torch - 0.1, vs_torch + 0.1],
+        "speedup_vs_teacher_onnx": vs_onnx, "speedup_vs_teacher_onnx_ci95": [vs_onnx - 0.1, vs_onnx + 0.1],
+    }  # fmt: skip
+
+
+BENCH = {
+    "latency": {
+        "teacher-torch": [latency(1, 20.0, 1.0, 0.8), latency(32, 400.0, 1.0, 0.9)],
+        "teacher-onnx": [latency(1, 16.0, 1.25, 1.0), latency(32, 360.0, 1.11, 1.0)],
+        "torch": [latency(1, 6.0, 3.33, 2.67)],
+        "onnx-fp32": [latency(1, 5.0, 4.0, 3.2)],
+        "onnx-int8": [latency(32, 90.0, 4.44, 4.0), latency(1, 3.48, 5.75, 4.6)],
+    },
+    "size_bytes": {"teacher": 1_883_730_160, "fp32": 1_621_000_000, "int8": 480_500_000},
+    "parameters": {"teacher": 470_926_848, "student": 406_544_640},
+    "tokens": {"mean": 11.8, "p50": 11, "p95": 21, "max": 64},
+    "threads": 2,
+    "device": "cpu",
+    "random_weights": False,
+    "environment": {
+        "python": "3.11.9",
+        "cpu": {"model": "Xeon <Gold>", "flags": ["avx2", "avx512_vnni"], "governor": None},
+        "gpus": [],
+        "versions": {"onnxruntime": "1.31.0", "deepspeed": None},
+    },
+}
+HISTORY = {
+    "log": [
+        {"step": 50, "epoch": 0.5, "loss": 2.0, "learning_rate": 1e-4, "minilm/attention": 1.5, "cosine": 0.5},
+        {"step": 50, "epoch": 0.5, "eval_cosine": 0.8, "eval_skill": 0.6},
+        {"step": 100, "epoch": 1.0, "loss": 1.0, "learning_rate": 0.0, "minilm/attention": 0.8, "cosine": 0.2},
+        {"step": 100, "epoch": 1.0, "train_runtime": 12.0, "total_flos": 0.0},
+    ],
+    "training_seconds": 90.0, "sentences": 5000, "sentences_per_second": 111.1, "device": "cpu", "precision": "fp32",
+}  # fmt: skip
+CORPUS = {
+    "sources": [{"source": "phrasebook", "read": 6000, "kept": 5432, "rejected": {"duplicate": 500, "too short": 68}}],
+    "splits": {
+        "train": {"rows": 5000, "sentences": 5000, "languages": {"en": 2500, "de": 2500, "null": 3}},
+        "test": {"rows": 432, "sentences": 432, "languages": {"en": 216, "de": 216}},
+    },
+    "duplicates": {"exact": 480, "near": 20},
+}
+VOCABULARY = {
+    "rows": 501153, "coverage": 0.999, "rows_for_coverage": 7654,
+    "languages": {
+        "en": {
+            "sentences": 2500, "tokens": 29500, "tokens_per_sentence": 11.8, "unknown_rate": 0.0012,
+            "rows_used": 4321, "rows_for_coverage": 4000,
+        }
+    },
+}  # fmt: skip
+FILES = {
+    "verification": VERIFY,
+    "measurements": BENCH,
+    "training_history": HISTORY,
+    "corpus_counts": CORPUS,
+    "vocabulary_counts": VOCABULARY,
+    "record": {"versions": {"torch": "2.13.0"}},
+}
+
+
+def run_folder(root: Path, job: dict = JOB, **replaced) -> RunFolder:
+    """A finished run; `replaced` gives other content for the files of FILES, or None to leave one out."""
+    run = RunFolder(root)
+    for name, content in (FILES | replaced).items():
+        if content is not None:
+            write_json(getattr(run, name), content)
+    run.config.write_text(yaml.safe_dump(JobConfig.model_validate(job).model_dump(mode="json")), encoding="utf-8")
+    write_json(run.bundle / "config.json", {"hidden_size": 768, "model_type": "bert"})
+    write_json(run.bundle / layout.TRANSFORMER_SETTINGS, {"max_seq_length": 256})
+    write_json(run.bundle / layout.SPECIAL_TOKENS, {"pad_token": "[PAD]"})
+    return run
+
+
+@pytest.fixture
+def run(tmp_path) -> RunFolder:
+    return run_folder(tmp_path)
+
+
+@pytest.fixture(scope="module")
+def report(tmp_path_factory) -> dict:
+    return collect(run_folder(tmp_path_factory.mktemp("run")))
+
+
+@pytest.fixture(scope="module")
+def html(report) -> str:
+    return render_page(report)
+
+
+class Page(HTMLParser):
+    """Checks that tags are balanced and collects what the tests ask for."""
+
+    VOID = frozenset({"meta", "br", "hr", "img", "link", "input"})
+
+    def __init__(self, html: str):
+        super().__init__()
+        self.open, self.ids, self.links, self.tags = [], [], [], set()
+        self.text = ""
+        self.feed(html)
+        self.close()
+        assert self.open == []
+
+    def handle_starttag(self, tag, attributes):
+        self.handle_startendtag(tag, attributes)
+        if tag not in self.VOID:
+            self.open.append(tag)
+
+    def handle_startendtag(self, tag, attributes):
+        self.tags.add(tag)
+        self.ids += [value for name, value in attributes if name == "id"]
+        self.links += [value for name, value in attributes if name in ("src", "href", "xlink:href", "data", "srcset")]
+
+    def handle_endtag(self, tag):
+        assert self.open.pop() == tag
+
+    def handle_data(self, data):
+        if self.open and self.open[-1] != "style":
+            self.text += data
+
+
+def sections(html: str) -> list[str]:
+    return re.findall("<h2>(.*?)</h2>", html)
+
+
+def test_report_json_has_every_figure(run):
+    report = collect(run)
+    assert report["teacher"] == {
+        "model": "sentence-transformers/LaBSE",
+        "revision": "0123abc",
+        "parameters": 470_926_848,
+    }
+    assert report["student"] == {"layers": 3, "hidden_size": 768, "parameters": 406_544_640}
+    assert report["size_bytes"] == {"teacher": 1_883_730_160, "fp32": 1_621_000_000, "int8": 480_500_000}
+    assert report["fidelity"]["onnx-int8"]["tatoeba"] == {
+        "n": 1234, "cosine_mean": 0.9402, "cosine_p01": 0.7011, "cosine_p05": 0.8022, "ci95": [0.9392, 0.9412],
+        "constant_baseline": 0.3112, "shuffled_baseline": 0.2954, "skill": 0.9448, "neighbour_top1": 0.8123,
+        "similarity_spearman": 0.9321,
+    }  # fmt: skip
+    assert set(report["fidelity"]) == {"torch", "onnx-fp32", "onnx-int8"}
+    assert report["invariance"] == VERIFY["invariance"]
+    assert report["latency"]["onnx-int8"][1]["speedup_vs_teacher_onnx"] == 4.6
+    assert set(report["latency"]) == {"teacher-torch", "teacher-onnx", "torch", "onnx-fp32", "onnx-int8"}
+    assert report["environment"]["threads"] == 2
+    assert report["environment"]["versions"]["onnxruntime"] == "1.31.0"
+    assert report["slices"]["onnx-int8"]["test"]["language"]["de"]["skill"] == 0.95
+    assert report["config"]["objectives"][0]["weight"] == 0.5
+    assert re.fullmatch("[0-9a-f]{64}", report["config_hash"])
+
+
+def test_the_verdict_is_made_of_the_smallest_artefact_and_batch(report):
+    assert report["verdict"] == (
+        "INT8 student: mean cosine 0.962 to the teacher (a constant vector would score 0.31), "
+        "4.6x faster than the teacher in ONNX Runtime at batch 1, 3.9x smaller."
+    )
+
+
+def test_the_verdict_does_not_hide_a_slower_student(tmp_path):
+    bench = copy.deepcopy(BENCH)
+    bench["latency"]["onnx-int8"] = [latency(8, 40.0, 0.5, 0.4)]
+    run = run_folder(tmp_path, measurements=bench)
+    assert "2.5x slower than the teacher in ONNX Runtime at batch 8" in collect(run)["verdict"]
+
+
+@pytest.mark.parametrize(("file", "stage"), [("verification", "verify"), ("measurements", "bench")])
+def test_a_stage_that_was_not_run_is_named(tmp_path, file, stage):
+    with pytest.raises(InputError, match=f"distillabse {stage} CONFIG"):
+        collect(run_folder(tmp_path, **{file: None}))
+
+
+def test_the_page_is_well_formed_and_loads_nothing(html):
+    page = Page(html)
+    assert html.count("<svg") == 8
+    assert len(page.ids) == len(set(page.ids)) > 100
+    assert page.links
+    assert {link.removeprefix("#") for link in page.links} <= set(page.ids)
+    assert set(re.findall(r"url\((.)", html)) <= {"#"}
+    assert "@import" not in html
+    assert not {"script", "link", "img", "iframe"} & page.tags
+
+
+def test_figures_take_their_colours_from_the_page(html):
+    used = set(re.findall(r"var\(--(\w+)\)", html))
+    assert {"text", "grid", "blue", "teal", "slate", "amber"} <= used
+    for scheme in (html[html.index(":root") :], html[html.index("prefers-color-scheme: dark") :]):
+        assert used <= set(re.findall(r"--(\w+):", scheme[: scheme.index("}\n")]))
+    assert not re.findall(r"(?:fill|stroke): #", html)
+
+
+def test_the_page_shows_every_key_figure(html, report):
+    text = Page(html).text.replace("\N{EN DASH}", "-")
+    for figure in (
+        "mean cosine 0.962 to the teacher", "All 2 gates passed",
+        "0.9619", "0.9609-0.9629", "0.3112", "0.2954", "0.9448", "0.7011", "0.8022", "0.8123", "0.9321", "0.9402",
+        "3.48", "4.60x", "4.50-4.70", "5.75x", "287", "480.5 MB", "1,883.7 MB", "470,926,848", "406,544,640",
+        "0.9999973", "0.9912000", "teacher_skill", "5,432", "too short 68", "7,654", "0.120 %", "0.4321",
+        "Xeon <Gold>", "avx2, avx512_vnni", "minilm/attention", "de  (600)", report["config_hash"],
+    ):  # fmt: skip
+        assert figure in text, figure
+    assert "Random weights" not in text
+
+
+def test_lengths_go_from_short_to_long_and_languages_from_best_to_worst(html):
+    assert html.index("9-16 tokens") < html.index("17-32 tokens")
+    assert html.index("de  (600)") < html.index("en  (634)")
+
+
+def test_text_is_escaped(html):
+    assert "<script" not in html
+    assert "&lt;script&gt;alert(&#39;x&#39;)&lt;/script&gt; &amp; co" in html
+
+
+def test_the_page_is_the_same_every_time(html, report):
+    assert render_page(report) == html
+
+
+def test_a_failed_gate_is_named_on_top(tmp_path):
+    verify = copy.deepcopy(VERIFY)
+    verify["gates"][1]["passed"] = False
+    text = Page(render_page(collect(run_folder(tmp_path, verification=verify)))).text
+    assert "1 of 2 gates failed: teacher_skill (INT8 student)" in text
+    assert "gates passed" not in text
+
+
+def test_random_weights_are_announced(tmp_path):
+    run = run_folder(tmp_path, measurements=BENCH | {"random_weights": True})
+    report = collect(run)
+    assert report["verdict"] == ("INT8 student: 4.6x faster than the teacher in ONNX Runtime at batch 1, 3.9x smaller.")
+    notice = "Random weights stand in for the teacher."
+    page = Page(render_page(report))
+    assert notice in page.text
+    assert "Mean cosine to teacher" not in page.text
+    assert notice in model_card(run, report)
+
+
+def test_what_is_absent_leaves_its_section_out(tmp_path):
+    verify, bench = copy.deepcopy(VERIFY), copy.deepcopy(BENCH)
+    del verify["fidelity"]["onnx-int8"], bench["latency"]["onnx-int8"], bench["size_bytes"]["int8"]
+    for sets in verify["fidelity"].values():
+        sets["test"]["slices"] = {"language": {}, "length": {}}
+    verify["worst"] = []
+    absent = {"training_history": None, "corpus_counts": None, "vocabulary_counts": None, "record": None}
+    run = run_folder(tmp_path, verification=verify, measurements=bench, **absent)
+    report = collect(run)
+    html = render_page(report)
+    assert sections(html) == [
+        "Fidelity to the teacher", "Speed", "Size on disk", "Invariance and gates", "Environment, and how to reproduce",
+    ]  # fmt: skip
+    assert "ONNX fp32 student: mean cosine 0.965" in Page(html).text
+    assert report["size_bytes"]["int8"] is None
+    card = model_card(run, report)
+    assert 'InferenceSession("onnx/model.onnx")' in card
+    assert "is built for" not in card
+
+
+def test_sections_come_in_order(html):
+    assert sections(html) == [
+        "Fidelity to the teacher", "Where it is strong and where weak", "Speed", "Size on disk", "Invariance and gates",
+        "Training", "Corpus", "1 worst sentences", "Environment, and how to reproduce",
+    ]  # fmt: skip
+
+
+def test_the_card_has_metadata_usage_and_the_figures_of_the_report(run):
+    card = model_card(run, collect(run))
+    _, metadata, body = card.split("---\n", 2)
+    assert yaml.safe_load(metadata) == {
+        "language": ["de", "en"],
+        "base_model": "sentence-transformers/LaBSE",
+        "library_name": "sentence-transformers",
+        "pipeline_tag": "sentence-similarity",
+        "tags": ["sentence-transformers", "sentence-similarity", "feature-extraction", "distillation", "onnx"],
+    }
+    rows = [[cell.strip() for cell in line.strip("|").split("|")] for line in body.splitlines() if line.startswith("|")]
+    assert [
+        *("INT8 student", "test", "1,234", "0.9619", "0.9609 to 0.9629", "0.8022", "0.7011"),
+        *("0.3112", "0.2954", "0.9448", "0.8123"),
+    ] in rows
+    assert ["INT8 student", "1", "3.48", "3.83", "4.18", "287", "4.60x", "5.75x"] in rows
+    assert ["INT8 student", "480.5 MB"] in rows
+    assert 'InferenceSession("onnx/model_qint8_avx512_vnni.onnx")' in body
+    assert "enable_truncation(256)" in body
+    assert "`minilm` (weight 0.5), `cosine` (weight 1.0)" in body
+    assert "100 steps in 1.5 minutes on cpu, fp32" in body
+    assert "with 2 threads, onnxruntime 1.31.0." in body
+    for block in re.findall(r"```python\n(.*?)```", body, re.DOTALL):
+        compile(block, "README.md", "exec")
+
+
+def test_a_teacher_that_is_no_hub_id_is_no_base_model(tmp_path):
+    for number, model in enumerate(("packaged:all-MiniLM-L6-v2", "/models/labse", "./labse", str(tmp_path))):
+        run = run_folder(tmp_path / str(number), job=JOB | {"teacher": {"model": model}})
+        card = model_card(run, collect(run))
+        assert "base_model" not in card
+        assert f"distilled from `{model}`" in card
+
+
+def test_the_card_refreshes_its_checksum(run):
+    write_model_card(run, collect(run))
+    assert not (run.bundle / layout.CHECKSUMS).exists()
+
+    other = f"{'a' * 64}  onnx/model.onnx\n"
+    (run.bundle / layout.CHECKSUMS).write_text(f"{'b' * 64}  README.md\n{other}")
+    write_model_card(run, collect(run))
+    digest = hashlib.sha256((run.bundle / layout.MODEL_CARD).read_bytes()).hexdigest()
+    assert (run.bundle / layout.CHECKSUMS).read_text() == f"{digest}  README.md\n{other}"
+
+
+def test_the_card_needs_a_bundle(run):
+    run.bundle.rename(run.root / "elsewhere")
+    with pytest.raises(InputError, match="distillabse export CONFIG"):
+        report_stage(JobConfig.model_validate(JOB), run)
+    assert not run.report.exists()
+    assert not run.bundle.exists()
+
+
+def test_the_stage_writes_both_files_and_the_card(run):
+    report = report_stage(JobConfig.model_validate(JOB), run)
+    assert json.loads(run.report_json.read_text()) == json.loads(json.dumps(report))
+    assert run.report_html.read_text() == render_page(report)
+    assert sorted(path.name for path in run.report.iterdir()) == ["report.html", "report.json"]
+    assert (run.bundle / layout.MODEL_CARD).read_text() == model_card(run, report)
+
+
+def test_the_summary_has_a_row_for_every_engine(report):
+    console = Console(width=160, record=True, file=io.StringIO())
+    console.print(summary_table(report))
+    lines = console.export_text().replace("\N{EN DASH}", "-").splitlines()
+    rows = {line.split()[0]: line.split()[1:] for line in lines if line.strip()}
+    assert rows["onnx-int8"] == ["480.5", "MB", "0.9619", "0.9448", "0.7011", "3.48", "90.00", "4.6x", "5.8x"]
+    assert rows["teacher-torch"] == ["1,883.7", "MB", "-", "-", "-", "20.00", "400.00", "0.8x", "1.0x"]
+    assert rows["torch"] == ["-", "0.9651", "0.9448", "0.7011", "6.00", "-", "2.7x", "3.3x"]
