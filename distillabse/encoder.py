@@ -65,6 +65,11 @@ class Encoder:
         if OUTPUT not in {node.name for node in self._session.get_outputs()}:
             raise InputError(f"{graph} has no output {OUTPUT!r}. Export the model with `distillabse export`.")
 
+    @property
+    def max_length(self) -> int:
+        """Longest input in tokens; longer texts are cut."""
+        return int(self._tokenizer.truncation["max_length"])
+
     @cached_property
     def dimension(self) -> int:
         """Length of a sentence vector."""

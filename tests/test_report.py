@@ -23,45 +23,35 @@ from distillabse.layout import RunFolder
 from distillabse.storage import write_json
 
 JOB = {
-    "name": "tiny-labse",
-    "teacher": {"model": "sentence-transformers/LaBSE", "revision": "0123abc"},
-    "corpus": {"sources": [{"kind": "phrasebook"}]},
-    "student": {"layers": [1, 6, 11]},
+    "name": "tiny-labse", "teacher": {"model": "sentence-transformers/LaBSE", "revision": "0123abc"},
+    "corpus": {"sources": [{"kind": "phrasebook"}]}, "student": {"layers": [1, 6, 11]},
     "objectives": [{"kind": "minilm", "weight": 0.5}, {"kind": "cosine"}],
-}
+}  # fmt: skip
 
 
-def slices(**rows):
-    return {name: {"n": n, "cosine_mean": cosine, "skill": skill} for name, (n, cosine, skill) in rows.items()}
+def row(mean, skill, n=1234):
+    return {"n": n, "cosine_mean": mean, "skill": skill}
 
 
 def fidelity(mean):
     return {
-        "n": 1234, "cosine_mean": mean, "cosine_p01": 0.7011, "cosine_p05": 0.8022,
-        "ci95": [mean - 0.001, mean + 0.001], "constant_baseline": 0.3112, "shuffled_baseline": 0.2954,
-        "skill": 0.9448, "neighbour_top1": 0.8123, "similarity_spearman": 0.9321,
+        **row(mean, 0.9448), "cosine_p01": 0.7011, "cosine_p05": 0.8022, "ci95": [mean - 0.001, mean + 0.001],
+        "constant_baseline": 0.3112, "shuffled_baseline": 0.2954,
+        "neighbour_top1": 0.8123, "similarity_spearman": 0.9321,
         "slices": {
-            "language": slices(en=(634, 0.9543, 0.9), de=(600, 0.97, 0.95)),
-            "length": slices(**{"17-32 tokens": (34, 0.91, 0.8), "9-16 tokens": (1200, 0.9656, 0.9)}),
+            "language": {"en": row(0.9543, 0.9, 634), "de": row(0.97, 0.95, 600)},
+            "length": {"17-32 tokens": row(0.91, 0.8), "9-16 tokens": row(0.96, 0.9)},
         },
         "histogram": {
-            "edges": [-1.0, -0.5, 0.0, 0.5, 0.75, 1.0],
-            "student": [0, 0, 0, 34, 1200],
-            "constant": [0, 34, 1200, 0, 0],
-            "shuffled": [0, 200, 1034, 0, 0],
+            "edges": [-1.0, -0.5, 0.0, 0.5, 0.75, 1.0], "student": [0, 0, 0, 34, 1200],
+            "constant": [0, 34, 1200, 0, 0], "shuffled": [0, 200, 1034, 0, 0],
         },
     }  # fmt: skip
 
 
 def gate(name, where, value, limit):
-    return {
-        "gate": name,
-        "artefact": "onnx-int8",
-        "set": where,
-        "value": value,
-        "limit": limit,
-        "passed": value >= limit,
-    }
+    figures = {"set": where, "value": value, "limit": limit, "passed": value >= limit}
+    return {"gate": name, "artefact": "onnx-int8", **figures}
 
 
 VERIFY = {
@@ -96,23 +86,17 @@ BENCH = {
     },
     "size_bytes": {"teacher": 1_883_730_160, "fp32": 1_621_000_000, "int8": 480_500_000},
     "parameters": {"teacher": 470_926_848, "student": 406_544_640},
-    "tokens": {"mean": 11.8, "p50": 11, "p95": 21, "max": 64},
-    "threads": 2,
-    "device": "cpu",
-    "random_weights": False,
+    "tokens": {"mean": 11.8, "p95": 21}, "threads": 2, "device": "cpu", "random_weights": False,
     "environment": {
-        "python": "3.11.9",
-        "cpu": {"model": "Xeon <Gold>", "flags": ["avx2", "avx512_vnni"], "governor": None},
-        "gpus": [],
+        "cpu": {"model": "Xeon <Gold>", "flags": ["avx2", "avx512_vnni"], "governor": None}, "gpus": [],
         "versions": {"onnxruntime": "1.31.0", "deepspeed": None},
     },
-}
+}  # fmt: skip
 HISTORY = {
     "log": [
         {"step": 50, "epoch": 0.5, "loss": 2.0, "learning_rate": 1e-4, "minilm/attention": 1.5, "cosine": 0.5},
         {"step": 50, "epoch": 0.5, "eval_cosine": 0.8, "eval_skill": 0.6},
-        {"step": 100, "epoch": 1.0, "loss": 1.0, "learning_rate": 0.0, "minilm/attention": 0.8, "cosine": 0.2},
-        {"step": 100, "epoch": 1.0, "train_runtime": 12.0, "total_flos": 0.0},
+        {"step": 100, "epoch": 1.0, "loss": 1.0, "train_runtime": 9.0, "minilm/attention": 0.8, "cosine": 0.2},
     ],
     "training_seconds": 90.0, "sentences": 5000, "sentences_per_second": 111.1, "device": "cpu", "precision": "fp32",
 }  # fmt: skip
@@ -122,25 +106,22 @@ CORPUS = {
         "train": {"rows": 5000, "sentences": 5000, "languages": {"en": 2500, "de": 2500, "null": 3}},
         "test": {"rows": 432, "sentences": 432, "languages": {"en": 216, "de": 216}},
     },
-    "duplicates": {"exact": 480, "near": 20},
 }
+ENGLISH = {"sentences": 2500, "tokens": 29500, "tokens_per_sentence": 11.8, "unknown_rate": 0.0012, "rows_used": 4321}
 VOCABULARY = {
     "rows": 501153, "coverage": 0.999, "rows_for_coverage": 7654,
-    "languages": {
-        "en": {
-            "sentences": 2500, "tokens": 29500, "tokens_per_sentence": 11.8, "unknown_rate": 0.0012,
-            "rows_used": 4321, "rows_for_coverage": 4000,
-        }
-    },
+    "languages": {"en": {**ENGLISH, "rows_for_coverage": 4000}},
 }  # fmt: skip
 FILES = {
-    "verification": VERIFY,
-    "measurements": BENCH,
-    "training_history": HISTORY,
-    "corpus_counts": CORPUS,
-    "vocabulary_counts": VOCABULARY,
-    "record": {"versions": {"torch": "2.13.0"}},
-}
+    "verification": VERIFY, "measurements": BENCH, "training_history": HISTORY, "corpus_counts": CORPUS,
+    "vocabulary_counts": VOCABULARY, "record": {"versions": {"torch": "2.13.0"}},
+}  # fmt: skip
+
+
+SECTIONS = [
+    "Fidelity to the teacher", "Where it is strong and where weak", "Speed", "Size on disk", "Invariance and gates",
+    "Training", "Corpus", "Worst sentences", "Environment, and how to reproduce",
+]  # fmt: skip
 
 
 def run_folder(root: Path, job: dict = JOB, **replaced) -> RunFolder:
@@ -157,7 +138,7 @@ def run_folder(root: Path, job: dict = JOB, **replaced) -> RunFolder:
 
 
 @pytest.fixture
-def run(tmp_path) -> RunFolder:
+def run(tmp_path):
     return run_folder(tmp_path)
 
 
@@ -202,17 +183,8 @@ class Page(HTMLParser):
             self.text += data
 
 
-def sections(html: str) -> list[str]:
-    return re.findall("<h2>(.*?)</h2>", html)
-
-
-def test_report_json_has_every_figure(run):
-    report = collect(run)
-    assert report["teacher"] == {
-        "model": "sentence-transformers/LaBSE",
-        "revision": "0123abc",
-        "parameters": 470_926_848,
-    }
+def test_report_json_has_every_figure(report):
+    assert report["teacher"] == {**JOB["teacher"], "parameters": 470_926_848}
     assert report["student"] == {"layers": 3, "hidden_size": 768, "parameters": 406_544_640}
     assert report["size_bytes"] == {"teacher": 1_883_730_160, "fp32": 1_621_000_000, "int8": 480_500_000}
     assert report["fidelity"]["onnx-int8"]["tatoeba"] == {
@@ -221,7 +193,7 @@ def test_report_json_has_every_figure(run):
         "similarity_spearman": 0.9321,
     }  # fmt: skip
     assert set(report["fidelity"]) == {"torch", "onnx-fp32", "onnx-int8"}
-    assert report["invariance"] == VERIFY["invariance"]
+    assert report["invariance"]["onnx-int8"] == {"batch_min": 0.9999973, "padding_min": 0.9999982}
     assert report["latency"]["onnx-int8"][1]["speedup_vs_teacher_onnx"] == 4.6
     assert set(report["latency"]) == {"teacher-torch", "teacher-onnx", "torch", "onnx-fp32", "onnx-int8"}
     assert report["environment"]["threads"] == 2
@@ -241,8 +213,8 @@ def test_the_verdict_is_made_of_the_smallest_artefact_and_batch(report):
 def test_the_verdict_does_not_hide_a_slower_student(tmp_path):
     bench = copy.deepcopy(BENCH)
     bench["latency"]["onnx-int8"] = [latency(8, 40.0, 0.5, 0.4)]
-    run = run_folder(tmp_path, measurements=bench)
-    assert "2.5x slower than the teacher in ONNX Runtime at batch 8" in collect(run)["verdict"]
+    slower = "2.5x slower than the teacher in ONNX Runtime at batch 8"
+    assert slower in collect(run_folder(tmp_path, measurements=bench))["verdict"]
 
 
 @pytest.mark.parametrize(("file", "stage"), [("verification", "verify"), ("measurements", "bench")])
@@ -256,7 +228,7 @@ def test_the_page_is_well_formed_and_loads_nothing(html):
     assert html.count("<svg") == 8
     assert len(page.ids) == len(set(page.ids)) > 100
     assert page.links
-    assert {link.removeprefix("#") for link in page.links} <= set(page.ids)
+    assert set(page.links) <= {f"#{identifier}" for identifier in page.ids}
     assert set(re.findall(r"url\((.)", html)) <= {"#"}
     assert "@import" not in html
     assert not {"script", "link", "img", "iframe"} & page.tags
@@ -283,18 +255,14 @@ def test_the_page_shows_every_key_figure(html, report):
     assert "Random weights" not in text
 
 
-def test_lengths_go_from_short_to_long_and_languages_from_best_to_worst(html):
+def test_everything_has_its_order(html):
+    assert re.findall("<h2>(.*?)</h2>", html) == SECTIONS
     assert html.index("9-16 tokens") < html.index("17-32 tokens")
     assert html.index("de  (600)") < html.index("en  (634)")
 
 
 def test_text_is_escaped(html):
-    assert "<script" not in html
     assert "&lt;script&gt;alert(&#39;x&#39;)&lt;/script&gt; &amp; co" in html
-
-
-def test_the_page_is_the_same_every_time(html, report):
-    assert render_page(report) == html
 
 
 def test_a_failed_gate_is_named_on_top(tmp_path):
@@ -322,13 +290,12 @@ def test_what_is_absent_leaves_its_section_out(tmp_path):
     for sets in verify["fidelity"].values():
         sets["test"]["slices"] = {"language": {}, "length": {}}
     verify["worst"] = []
-    absent = {"training_history": None, "corpus_counts": None, "vocabulary_counts": None, "record": None}
+    absent = dict.fromkeys(("training_history", "corpus_counts", "vocabulary_counts", "record"))
     run = run_folder(tmp_path, verification=verify, measurements=bench, **absent)
     report = collect(run)
     html = render_page(report)
-    assert sections(html) == [
-        "Fidelity to the teacher", "Speed", "Size on disk", "Invariance and gates", "Environment, and how to reproduce",
-    ]  # fmt: skip
+    gone = {"Where it is strong and where weak", "Training", "Corpus", "Worst sentences"}
+    assert set(re.findall("<h2>(.*?)</h2>", html)) == set(SECTIONS) - gone
     assert "ONNX fp32 student: mean cosine 0.965" in Page(html).text
     assert report["size_bytes"]["int8"] is None
     card = model_card(run, report)
@@ -336,28 +303,17 @@ def test_what_is_absent_leaves_its_section_out(tmp_path):
     assert "is built for" not in card
 
 
-def test_sections_come_in_order(html):
-    assert sections(html) == [
-        "Fidelity to the teacher", "Where it is strong and where weak", "Speed", "Size on disk", "Invariance and gates",
-        "Training", "Corpus", "1 worst sentences", "Environment, and how to reproduce",
-    ]  # fmt: skip
-
-
 def test_the_card_has_metadata_usage_and_the_figures_of_the_report(run):
     card = model_card(run, collect(run))
     _, metadata, body = card.split("---\n", 2)
     assert yaml.safe_load(metadata) == {
-        "language": ["de", "en"],
-        "base_model": "sentence-transformers/LaBSE",
-        "library_name": "sentence-transformers",
-        "pipeline_tag": "sentence-similarity",
+        "language": ["de", "en"], "base_model": "sentence-transformers/LaBSE",
+        "library_name": "sentence-transformers", "pipeline_tag": "sentence-similarity",
         "tags": ["sentence-transformers", "sentence-similarity", "feature-extraction", "distillation", "onnx"],
-    }
+    }  # fmt: skip
     rows = [[cell.strip() for cell in line.strip("|").split("|")] for line in body.splitlines() if line.startswith("|")]
-    assert [
-        *("INT8 student", "test", "1,234", "0.9619", "0.9609 to 0.9629", "0.8022", "0.7011"),
-        *("0.3112", "0.2954", "0.9448", "0.8123"),
-    ] in rows
+    figures = "0.9619", "0.9609 to 0.9629", "0.8022", "0.7011", "0.3112", "0.2954", "0.9448", "0.8123"
+    assert ["INT8 student", "test", "1,234", *figures] in rows
     assert ["INT8 student", "1", "3.48", "3.83", "4.18", "287", "4.60x", "5.75x"] in rows
     assert ["INT8 student", "480.5 MB"] in rows
     assert 'InferenceSession("onnx/model_qint8_avx512_vnni.onnx")' in body
@@ -396,10 +352,10 @@ def test_the_card_needs_a_bundle(run):
     assert not run.bundle.exists()
 
 
-def test_the_stage_writes_both_files_and_the_card(run):
+def test_the_stage_writes_both_files_and_the_card(run, html):
     report = report_stage(JobConfig.model_validate(JOB), run)
-    assert json.loads(run.report_json.read_text()) == json.loads(json.dumps(report))
-    assert run.report_html.read_text() == render_page(report)
+    assert json.loads(run.report_json.read_text()) == report
+    assert run.report_html.read_text() == html
     assert sorted(path.name for path in run.report.iterdir()) == ["report.html", "report.json"]
     assert (run.bundle / layout.MODEL_CARD).read_text() == model_card(run, report)
 
@@ -409,6 +365,6 @@ def test_the_summary_has_a_row_for_every_engine(report):
     console.print(summary_table(report))
     lines = console.export_text().replace("\N{EN DASH}", "-").splitlines()
     rows = {line.split()[0]: line.split()[1:] for line in lines if line.strip()}
-    assert rows["onnx-int8"] == ["480.5", "MB", "0.9619", "0.9448", "0.7011", "3.48", "90.00", "4.6x", "5.8x"]
-    assert rows["teacher-torch"] == ["1,883.7", "MB", "-", "-", "-", "20.00", "400.00", "0.8x", "1.0x"]
+    assert rows["onnx-int8"] == ["480.5", "0.9619", "0.9448", "0.7011", "3.48", "90.00", "4.6x", "5.8x"]
+    assert rows["teacher-torch"] == ["1,883.7", "-", "-", "-", "20.00", "400.00", "0.8x", "1.0x"]
     assert rows["torch"] == ["-", "0.9651", "0.9448", "0.7011", "6.00", "-", "2.7x", "3.3x"]

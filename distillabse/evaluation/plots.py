@@ -56,9 +56,10 @@ def figures(report: Mapping[str, Any]) -> dict[str, str]:
         drawn["speedup"] = speedups(report["latency"])
     if counts := report["histograms"].get(artefact, {}).get("test"):
         drawn["histogram"] = histogram(counts)
-    for kind, slices in report["slices"].get(artefact, {}).get("test", {}).items():
-        if slices:
-            drawn[f"slices-{kind}"] = slice_bars(kind, slices)
+    slices = report["slices"].get(artefact, {}).get("test", {})
+    for kind in ("language", "length"):
+        if slices.get(kind):
+            drawn[f"slices-{kind}"] = slice_bars(kind, slices[kind])
     log = report["training"]["log"] if report["training"] else []
     if any("loss" in entry for entry in log):
         drawn["loss"] = losses(log)
@@ -89,18 +90,19 @@ def histogram(counts: Mapping[str, Sequence[float]]) -> str:
 def slice_bars(kind: str, slices: Mapping[str, Mapping[str, float]]) -> str:
     """Mean cosine (bars) and skill (marks) per slice: lengths from short to long, all else from best to worst."""
     names = sorted(slices, key=_first_number if kind == "length" else lambda name: -slices[name]["cosine_mean"])
-    cosines = [slices[name]["cosine_mean"] for name in names]
-    skills = [slices[name]["skill"] for name in names]
+    rows = range(len(names))
     with _style():
-        figure, axes = _subplot(4.7, 0.9 + 0.27 * len(names), grid="x")
-        axes.barh(range(len(names)), cosines, height=0.62, color=PALETTE["blue"], alpha=0.3, label="mean cosine")
-        axes.plot(skills, range(len(names)), "D", markersize=4.5, color=PALETTE["blue"], label="skill")
-        for row, value in enumerate(cosines):
-            axes.annotate(cosine(value), (1.02, row), xycoords=("axes fraction", "data"), va="center", fontsize=9)
-        axes.set_yticks(range(len(names)), [f"{name}  ({slices[name]['n']:,})" for name in names])
-        axes.invert_yaxis()
-        axes.set_xlim(min([0.0, *skills, *cosines]), 1.0)
-        _legend_above(axes)
+        figure, axes = _subplot(4.7, 0.75 + 0.25 * len(names), grid=None)
+        axes.barh(rows, [slices[name]["cosine_mean"] for name in names], height=0.6, color=PALETTE["blue"], alpha=0.3)
+        axes.plot([slices[name]["skill"] for name in names], rows, "D", color=PALETTE["blue"])
+        for key, heading, offset in (("cosine_mean", "cosine", 44), ("skill", "skill", 88)):
+            place: dict[str, Any] = {"textcoords": "offset points", "ha": "right", "va": "center_baseline"}
+            axes.annotate(heading, (1, -1), (offset, 0), color=PALETTE["muted"], annotation_clip=False, **place)
+            for row, name in enumerate(names):
+                axes.annotate(cosine(slices[name][key]), (1, row), (offset, 0), **place)
+        axes.set_yticks(rows, [f"{name}  ({slices[name]['n']:,})" for name in names])
+        axes.set_ylim(len(names) - 0.5, -0.5)
+        axes.set_xlim(min(0.0, *(slices[name][key] for name in names for key in ("cosine_mean", "skill"))), 1.0)
         return _inline_svg(figure, f"slices-{kind}", f"Mean cosine and skill by {kind}")
 
 
@@ -123,7 +125,7 @@ def speedups(engines: Mapping[str, Sequence[Mapping[str, Any]]]) -> str:
     """How many times faster than the teacher in ONNX Runtime, with 95 % intervals where they are known."""
     with _style():
         figure, axes = _subplot(4.7, 3.4)
-        axes.axhline(1.0, color=PALETTE["slate"], linewidth=1.2)
+        axes.axhline(1.0, label=title("teacher-onnx"), **_ENGINES["teacher-onnx"])
         for engine, rows in engines.items():
             known = [row for row in rows if row.get("speedup_vs_teacher_onnx")]
             if engine in ("teacher-torch", "teacher-onnx") or not known:
@@ -197,6 +199,7 @@ def _style() -> AbstractContextManager[None]:
             "svg.hashsalt": "distillabse",
             "text.parse_math": False,
             "font.size": 9.5,
+            "font.sans-serif": ["DejaVu Sans"],
             "text.color": PALETTE["text"],
             "axes.labelcolor": PALETTE["muted"],
             "axes.edgecolor": PALETTE["grid"],
@@ -255,10 +258,6 @@ def _plain_log_ticks(axes: Axes) -> None:
     axes.yaxis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0)))
     axes.yaxis.set_major_formatter(StrMethodFormatter("{x:g}"))
     axes.yaxis.set_minor_formatter(NullFormatter())
-
-
-def _legend_above(axes: Axes) -> None:
-    axes.legend(loc="lower left", bbox_to_anchor=(0, 1), ncols=2, borderaxespad=0.2)
 
 
 def _inline_svg(figure: Figure, name: str, label: str) -> str:

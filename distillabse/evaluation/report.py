@@ -137,27 +137,32 @@ def summary_table(report: dict[str, Any]) -> Table:
     from rich.table import Table
 
     batches = sorted({row["batch"] for rows in report["latency"].values() for row in rows})
-    table = Table(title=report["verdict"], box=box.SIMPLE, padding=(0, 1), title_justify="left")
-    table.add_column("engine")
-    for name in ("size", "cosine", "skill", "p01"):
-        table.add_column(name, justify="right")
-    for batch in batches:
-        table.add_column(f"p50 ms\nbatch {batch}", justify="right")
-    for baseline in ("ONNX", "PyTorch"):
-        table.add_column(f"vs teacher\n{baseline}", justify="right")
+    table = Table(
+        title=report["verdict"],
+        caption="Median milliseconds by batch size; speed-up over the teacher at the smallest; fidelity on test.",
+        box=box.SIMPLE,
+        padding=(0, 1, 0, 0),
+        title_justify="left",
+        caption_justify="left",
+    )
+    table.add_column("engine", no_wrap=True)
+    for heading in (
+        *("size\nMB", "mean\ncosine", "skill", "1st\npct."),
+        *(f"ms at\n{batch}" for batch in batches),
+        *("speed-up\nONNX", "speed-up\nPyTorch"),
+    ):
+        table.add_column(heading, justify="right", no_wrap=True)
     for engine in dict.fromkeys([*report["latency"], *report["fidelity"]]):
         fidelity = report["fidelity"].get(engine, {}).get("test", {})
         by_batch = {row["batch"]: row for row in report["latency"].get(engine, [])}
-        first = by_batch.get(batches[0], {}) if batches else {}
+        first = by_batch.get(min(batches), {})
         table.add_row(
             engine,
-            megabytes(report["size_bytes"].get(_SIZE_OF.get(engine, ""))),
+            megabytes(report["size_bytes"].get(_SIZE_OF.get(engine, ""))).removesuffix(" MB"),
             *(cosine(fidelity.get(key)) for key in ("cosine_mean", "skill", "cosine_p01")),
             *(milliseconds(by_batch.get(batch, {}).get("p50_ms")) for batch in batches),
             *(ratio(first.get(f"speedup_vs_teacher_{baseline}")) for baseline in ("onnx", "torch")),
         )
-    if batches:
-        table.caption = f"Speed-up at batch {batches[0]}; fidelity on the test split."
     return table
 
 

@@ -37,8 +37,9 @@ def save_encoder(encoder: SentenceTransformer, folder: Path) -> None:
             transformers_logging.enable_progress_bar()
     _portable_modules(folder)
     _portable_tokenizer(encoder, folder)
+    lower_case = bool(getattr(encoder[0], "do_lower_case", False))
     write_json(
-        folder / layout.TRANSFORMER_SETTINGS, {"max_seq_length": encoder.max_seq_length, "do_lower_case": False}
+        folder / layout.TRANSFORMER_SETTINGS, {"max_seq_length": encoder.max_seq_length, "do_lower_case": lower_case}
     )
 
 

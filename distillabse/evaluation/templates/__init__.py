@@ -67,11 +67,15 @@ def flatten(values: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, 
             if value and isinstance(value[0], Mapping):
                 yield from flatten({str(index): item for index, item in enumerate(value)}, f"{prefix}{key}.")
             elif value:
-                yield f"{prefix}{key}", ", ".join(map(str, value))
+                yield f"{prefix}{key}", ", ".join(map(_text, value))
         elif isinstance(value, Mapping):
             yield from flatten(value, f"{prefix}{key}.")
         elif value is not None:
-            yield f"{prefix}{key}", str(value)
+            yield f"{prefix}{key}", _text(value)
+
+
+def _text(value: Any) -> str:
+    return f"{value:.4g}" if isinstance(value, float) else str(value)
 
 
 @cache
