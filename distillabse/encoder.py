@@ -59,6 +59,7 @@ class Encoder:
         folder = Path(bundle)
         self._tokenizer = load_tokenizer(folder)
         self._pad_id = _pad_id(self._tokenizer, folder)
+        self._prompt = _default_prompt(folder)
         graph = _require(folder, file or _default_graph(folder, device))
         self._session = session(graph, device, threads)
         self._inputs = {node.name for node in self._session.get_inputs()}
@@ -124,7 +125,9 @@ class Encoder:
         return [
             np.asarray(encoding.ids, dtype=np.int64)
             for start in range(0, len(texts), TEXTS_PER_CALL)
-            for encoding in self._tokenizer.encode_batch_fast(list(texts[start : start + TEXTS_PER_CALL]))
+            for encoding in self._tokenizer.encode_batch_fast(
+                [self._prompt + text for text in texts[start : start + TEXTS_PER_CALL]]
+            )
         ]
 
     def _pad(self, rows: Sequence[NDArray[np.int64]], pad_to: int | None = None) -> dict[str, NDArray[np.int64]]:
@@ -238,6 +241,14 @@ def _require(folder: Path, file: str) -> Path:
     if not (folder / file).is_file():
         raise InputError(f"The bundle {folder} has no {file}. Export or download it again.")
     return folder / file
+
+
+def _default_prompt(folder: Path) -> str:
+    """The prompt that belongs before every text, where the model has one."""
+    path = folder / layout.SENTENCE_TRANSFORMERS_SETTINGS
+    settings = read_json(path) if path.is_file() else {}
+    name = settings.get("default_prompt_name")
+    return str(settings["prompts"][name]) if name else ""
 
 
 def _pad_id(tokenizer: Tokenizer, folder: Path) -> int:

@@ -5,8 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
-
-MODEL_WEIGHTS = "model.safetensors"
+MODEL_SETTINGS = "config.json"
 MODULES = "modules.json"
 TRANSFORMER_SETTINGS = "sentence_bert_config.json"
 SENTENCE_TRANSFORMERS_SETTINGS = "config_sentence_transformers.json"

@@ -92,7 +92,7 @@ def test_a_folder_without_pooling_is_refused(encoder_folder, tmp_path):
 
 
 def test_a_hub_name_without_network_is_one_clear_error():
-    with pytest.raises(InputError, match="neither a local folder nor a model that the hub gives"):
+    with pytest.raises(InputError, match="neither a local folder nor a sentence encoder that the hub gives"):
         load_encoder("sentence-transformers/LaBSE")
 
 

@@ -23,6 +23,7 @@ _PAIRS = 20_000
 _EDGES = np.linspace(-1.0, 1.0, 81)
 _LENGTH_BOUNDS = (8, 16, 32, 64)
 _SMALLEST_SLICE = 10
+_SAME = 1e-9
 
 
 def unit(vectors: Vectors) -> NDArray[np.float64]:
@@ -139,7 +140,7 @@ def neighbour_agreement(teacher: Vectors, student: Vectors, random: np.random.Ge
     left, right = np.triu_indices(len(chosen), k=1)
     pairs = random.permutation(len(left))[:_PAIRS]
     sampled = [matrix[left[pairs], right[pairs]] for matrix in similarities]
-    if len(pairs) < 2 or any(np.ptp(values) == 0 for values in sampled):
+    if len(pairs) < 2 or any(np.ptp(values) < _SAME for values in sampled):
         # A student with one vector for all orders nothing.
         return top1, 0.0
     return top1, float(spearmanr(*sampled).statistic)
@@ -162,11 +163,17 @@ def _length_slice(tokens: int) -> str:
     return f"{low}+ tokens"
 
 
+def _natural(label: str) -> tuple[int, str]:
+    """Order by the leading number where there is one, so that 9-16 comes before 17-32."""
+    number = label.partition("-")[0].rstrip("+ tokens")
+    return (int(number) if number.isdigit() else 0, label)
+
+
 def _slices(labels: Sequence[str], cosines: NDArray[np.float64], teacher: Vectors) -> Mapping[str, dict[str, float]]:
     """Figures per label, each against its own constant baseline; slices of fewer than 10 texts are left out."""
     found: dict[str, dict[str, float]] = {}
     names = np.asarray(labels)
-    for label in sorted(set(labels)):
+    for label in sorted(set(labels), key=_natural):
         rows = names == label
         if rows.sum() < _SMALLEST_SLICE:
             continue

@@ -6,6 +6,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from distillabse import layout
 from distillabse.config import JobConfig
 from distillabse.errors import InputError
 from distillabse.evaluation.model_card import write_model_card
@@ -139,7 +140,7 @@ def summary_table(report: dict[str, Any]) -> Table:
     batches = sorted({row["batch"] for rows in report["latency"].values() for row in rows})
     table = Table(
         title=report["verdict"],
-        caption="Median milliseconds by batch size; speed-up over the teacher at the smallest; fidelity on test.",
+        caption="Median ms by batch size; vs: speed-up over the teacher at the smallest; fidelity on test.",
         box=box.SIMPLE,
         padding=(0, 1, 0, 0),
         title_justify="left",
@@ -149,7 +150,7 @@ def summary_table(report: dict[str, Any]) -> Table:
     for heading in (
         *("size\nMB", "mean\ncosine", "skill", "1st\npct."),
         *(f"ms at\n{batch}" for batch in batches),
-        *("speed-up\nONNX", "speed-up\nPyTorch"),
+        *("vs\nONNX", "vs\ntorch"),
     ):
         table.add_column(heading, justify="right", no_wrap=True)
     for engine in dict.fromkeys([*report["latency"], *report["fidelity"]]):
@@ -190,7 +191,7 @@ def _if_present(path: Path) -> Any:
 def _shape(run: RunFolder, job: JobConfig) -> dict[str, Any]:
     """Number of layers of the student, and its widths from its transformers settings where the bundle has them."""
     layers = job.student.layers
-    settings = _if_present(run.bundle / "config.json") or {}
+    settings = _if_present(run.bundle / layout.MODEL_SETTINGS) or {}
     return {
         "layers": layers if isinstance(layers, int) else len(layers),
         **{key: settings[key] for key in _SHAPE if key in settings},

@@ -166,7 +166,7 @@ def verify_files(bundle: Path, config: JobConfig) -> tuple[dict[str, dict[str, i
     """
     from distillabse.export.graph import count_after_optimisation
 
-    layers = read_json(bundle / "config.json")["num_hidden_layers"]
+    layers = read_json(bundle / layout.MODEL_SETTINGS)["num_hidden_layers"]
     graphs = {FP32: dict(count_after_optimisation(bundle / layout.ONNX_FP32))}
     wanted = [(FP32, "LayerNormalization", 2 * layers + 1), (FP32, "fused GELU", layers)]
     if config.export.int8.enabled:

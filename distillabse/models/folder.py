@@ -48,7 +48,7 @@ def _portable_modules(folder: Path) -> None:
     for module in modules:
         name = module["type"].rsplit(".", 1)[-1]
         module["type"] = f"sentence_transformers.models.{name}"
-        settings = folder / module["path"] / "config.json"
+        settings = folder / module["path"] / layout.MODEL_SETTINGS
         if name == "Pooling":
             write_json(settings, _portable_pooling(read_json(settings)))
         elif name == "Dense":

@@ -71,7 +71,7 @@ def load_encoder(
         )
     try:
         if not folder.exists() and not is_sentence_transformer_model(model, revision=revision):
-            raise InputError(f"{model} on the hub holds no {layout.MODULES}: it is not a sentence encoder. Name one that is.")
+            raise OSError(f"no {layout.MODULES} to be had for it")
         encoder = SentenceTransformer(
             model,
             revision=revision,
@@ -108,7 +108,8 @@ def _why_not_loaded(model: str, is_folder: bool, error: Exception) -> str:
     if is_folder:
         return f"The encoder in {model} cannot be loaded: {error}"
     return (
-        f"{model!r} is neither a local folder nor a model that the hub gives out right now ({_first_line(error)}). Check the "
+        f"{model!r} is neither a local folder nor a sentence encoder that the hub gives out right now ({_first_line(error)}). "
+        "Check the "
         "name and the network, or download the model once elsewhere and give its folder; HF_HOME names the local cache."
     )
 
