@@ -49,7 +49,7 @@ def load_config(source: str | Path, overrides: Sequence[str] = ()) -> JobConfig:
         values = OmegaConf.to_container(merged, resolve=True)
     except (OmegaConfBaseException, YAMLError, TypeError, UnicodeDecodeError) as error:
         raise ConfigurationError(f"{path} cannot be read as YAML with the given overrides: {error}") from None
-    if not isinstance(values, dict):
+    if not isinstance(values, dict) or not values:
         raise ConfigurationError(f"{path} holds no keys. `distillabse configs ls` names configurations to start from.")
     return validate(typing.cast("dict[str, Any]", values), str(path))
 

@@ -1,0 +1,144 @@
+"""The command line from corpus to report, on a tiny teacher and a small table."""
+
+import io
+import json
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+import yaml
+from tiny import tiny_encoder
+
+from distillabse import cli
+
+WORDS = "man woman dog cat house city street car train night morning friend tree water book day hand year child world".split()
+
+
+@pytest.fixture(scope="module")
+def job(tmp_path_factory):
+    """A YAML file for a job that takes seconds."""
+    folder = tmp_path_factory.mktemp("job")
+    random = np.random.default_rng(0)
+    rows = ["text\tlang"]
+    for _ in range(300):
+        rows.append(" ".join(random.choice(WORDS, size=random.integers(3, 9))) + f"\t{random.choice(['en', 'de'])}")
+    (folder / "text.tsv").write_text("\n".join(rows) + "\n")
+    tiny_encoder(folder / "teacher", layers=3)
+    values = {
+        "name": "tiny",
+        "output": str(folder / "runs"),
+        "teacher": {"model": str(folder / "teacher")},
+        "corpus": {
+            "sources": [{"kind": "files", "path": str(folder / "text.tsv"), "text": "text", "language_column": "lang"}],
+            "split": {"dev": 0.1, "test": 0.2},
+        },
+        "student": {"layers": 2},
+        "objectives": [{"kind": "cosine"}, {"kind": "minilm"}],
+        "training": {"max_steps": 6, "per_device_train_batch_size": 16, "bf16": False, "report_to": [], "eval_steps": 3,
+                     "save_steps": 3, "logging_steps": 1},
+        # Six steps teach nothing: a gate on skill would rightly fail.
+        "gates": {"int8_to_fp32_mean": 0.98, "teacher_skill": -100},
+        "evaluation": {"bootstrap_samples": 100},
+        "bench": {"batch_sizes": [1, 4], "rounds": 5, "seconds_per_round": 0.001, "threads": 1},
+    }  # fmt: skip
+    path = folder / "job.yaml"
+    path.write_text(yaml.safe_dump(values))
+    return path
+
+
+def call(*arguments, monkeypatch):
+    monkeypatch.setattr(sys, "argv", ["distillabse", *map(str, arguments)])
+    with pytest.raises(SystemExit) as exit:
+        cli.main()
+    return exit.value.code or 0
+
+
+def run_folder(job):
+    return job.parent / "runs" / "tiny"
+
+
+def test_run_makes_every_product_and_a_second_run_skips_every_stage(job, monkeypatch, capsys):
+    assert call("run", job, monkeypatch=monkeypatch) == 0
+    printed = capsys.readouterr().out
+    run = run_folder(job)
+    assert "onnx-int8" in printed and "report.html" in printed.replace("\n", "")
+    report = json.loads((run / "report" / "report.json").read_text())
+    assert set(report["fidelity"]) == {"torch", "onnx-fp32", "onnx-int8"}
+    assert {"teacher-torch", "teacher-onnx"} <= set(report["latency"])
+    assert (run / "report" / "report.html").stat().st_size > 10_000
+    assert "tiny" in (run / "bundle" / "README.md").read_text()
+    record = json.loads((run / "run.json").read_text())
+    assert len(record["config_hash"]) == 64 and record["environment"]["versions"]["torch"]
+    before = {path: path.stat().st_mtime_ns for path in run.rglob("*.json") if path.name != "run.json"}
+    assert call("run", job, monkeypatch=monkeypatch) == 0
+    assert before == {path: path.stat().st_mtime_ns for path in run.rglob("*.json") if path.name != "run.json"}
+
+
+def test_a_changed_gate_runs_verify_and_report_again_but_not_training(job, monkeypatch):
+    run = run_folder(job)
+    stamps = {name: (run / "stamps" / f"{name}.json").read_text() for name in ("distill", "export", "bench", "verify")}
+    assert call("run", job, "gates.teacher_skill=-99", monkeypatch=monkeypatch) == 0
+    after = {name: (run / "stamps" / f"{name}.json").read_text() for name in stamps}
+    assert {name for name in stamps if stamps[name] != after[name]} == {"verify"}
+
+
+def test_a_failed_gate_is_exit_status_1_and_verify_json_is_written(job, monkeypatch, capsys):
+    assert call("verify", job, "gates.teacher_cosine_mean=1.0", monkeypatch=monkeypatch) == 1
+    assert "mean cosine to the teacher of onnx-int8" in capsys.readouterr().err
+    gates = json.loads((run_folder(job) / "verify" / "verify.json").read_text())["gates"]
+    assert any(not gate["passed"] for gate in gates)
+
+
+def test_encode_from_a_file_to_npy_and_jsonl(job, monkeypatch, tmp_path, capsys):
+    bundle = run_folder(job) / "bundle"
+    (tmp_path / "texts").write_text("the dog\nmy old house\n")
+    assert call("encode", bundle, tmp_path / "texts", "-o", tmp_path / "v.npy", monkeypatch=monkeypatch) == 0
+    vectors = np.load(tmp_path / "v.npy")
+    assert vectors.shape == (2, 32) and vectors.dtype == np.float32
+    assert call("encode", bundle, tmp_path / "texts", monkeypatch=monkeypatch) == 0
+    rows = [json.loads(line) for line in capsys.readouterr().out.splitlines() if line.startswith("{")]
+    assert [row["text"] for row in rows] == ["the dog", "my old house"]
+    np.testing.assert_allclose([row["vector"] for row in rows], vectors, atol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["run", "nowhere.yaml"], "neither a file nor a shipped configuration"),
+        (["validate", "quickstart", "techer.model=x"], "did you mean 'teacher'"),
+        (["validate", "quickstart", "training.lr_scheduler_type=nope"], "training:"),
+        (["configs", "show", "nothing"], "Shipped:"),
+        (["encode", "/nowhere"], "/nowhere"),
+        (["encode", "/nowhere", "-o", "x.csv"], "name a .npy or a .jsonl"),
+        (["nonsense"], "No such command"),
+        (["export", "quickstart", "output=/tmp/distillabse-nothing-here"], "has not run"),
+    ],
+)
+def test_wrong_use_is_exit_status_2(arguments, words, monkeypatch, capsys):
+    monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(b"")))
+    assert call(*arguments, monkeypatch=monkeypatch) == 2
+    assert words in " ".join(capsys.readouterr().err.split())
+
+
+def test_configs_cp_never_overwrites(tmp_path, monkeypatch, capsys):
+    target = tmp_path / "my.yaml"
+    assert call("configs", "cp", "quickstart", target, monkeypatch=monkeypatch) == 0
+    assert call("validate", target, monkeypatch=monkeypatch) == 0
+    assert call("configs", "cp", "quickstart", target, monkeypatch=monkeypatch) == 2
+    assert "exists already" in capsys.readouterr().err
+
+
+def test_every_command_has_help_with_an_example_that_fits_a_screen(monkeypatch, capsys):
+    monkeypatch.setenv("COLUMNS", "80")
+    names = ["run", "corpus", "vocabulary", "distill", "export", "verify", "bench", "report", "encode", "doctor", "validate"]
+    for name in [[name] for name in names] + [["configs", name] for name in ("ls", "show", "cp")]:
+        assert call(*name, "--help", monkeypatch=monkeypatch) == 0
+        text = capsys.readouterr().out
+        assert f"distillabse {' '.join(name)}" in text.split("Usage:")[1].split("Example:")[-1], name
+        assert len(text.splitlines()) <= 40, name
+
+
+def test_starting_the_command_line_imports_nothing_heavy():
+    code = "import sys, distillabse.cli; print([m for m in ('torch', 'transformers', 'datasets', 'onnxruntime') if m in sys.modules])"
+    assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True).stdout.strip() == "[]"
