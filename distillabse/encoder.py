@@ -69,7 +69,9 @@ class Encoder:
     @property
     def max_length(self) -> int:
         """Longest input in tokens; longer texts are cut."""
-        return int(self._tokenizer.truncation["max_length"])
+        truncation = self._tokenizer.truncation
+        assert truncation is not None  # load_tokenizer sets it
+        return int(truncation["max_length"])
 
     @cached_property
     def dimension(self) -> int:

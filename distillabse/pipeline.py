@@ -10,11 +10,21 @@ from datetime import datetime, timezone
 from importlib.metadata import version
 from typing import Any
 
+import yaml
+
 from distillabse.config import JobConfig
+from distillabse.corpus.build import corpus_stage
+from distillabse.environment import check_onnxruntime, describe_environment, require_device
 from distillabse.errors import InputError
+from distillabse.evaluation.bench import bench_stage
+from distillabse.evaluation.report import report_stage
+from distillabse.export.bundle import export_stage
+from distillabse.export.verify import verify_stage
 from distillabse.layout import RunFolder
+from distillabse.models.vocabulary import vocabulary_stage
 from distillabse.settings import config_hash
 from distillabse.storage import new_file, read_json, sha256_of_json, write_json
+from distillabse.training.stage import distill_stage
 
 logger = logging.getLogger(__name__)
 
@@ -34,58 +44,18 @@ class Stage:
     run: Callable[[JobConfig, RunFolder], object]
 
 
-def _corpus(config: JobConfig, run: RunFolder) -> object:
-    from distillabse.corpus.build import corpus_stage
-
-    return corpus_stage(config, run)
-
-
-def _vocabulary(config: JobConfig, run: RunFolder) -> object:
-    from distillabse.models.vocabulary import vocabulary_stage
-
-    return vocabulary_stage(config, run)
-
-
-def _distill(config: JobConfig, run: RunFolder) -> object:
-    from distillabse.training.stage import distill_stage
-
-    return distill_stage(config, run)
-
-
-def _export(config: JobConfig, run: RunFolder) -> object:
-    from distillabse.export.bundle import export_stage
-
-    return export_stage(config, run)
-
-
-def _verify(config: JobConfig, run: RunFolder) -> object:
-    from distillabse.export.verify import verify_stage
-
-    return verify_stage(config, run)
-
-
-def _bench(config: JobConfig, run: RunFolder) -> object:
-    from distillabse.evaluation.bench import bench_stage
-
-    return bench_stage(config, run)
-
-
-def _report(config: JobConfig, run: RunFolder) -> object:
-    from distillabse.evaluation.report import report_stage
-
-    return report_stage(config, run)
-
-
 STAGES: dict[str, Stage] = {
-    "corpus": Stage(("corpus", "seed"), (), _corpus),
-    "vocabulary": Stage(("vocabulary", "teacher"), ("corpus",), _vocabulary),
+    "corpus": Stage(("corpus", "seed"), (), corpus_stage),
+    "vocabulary": Stage(("vocabulary", "teacher"), ("corpus",), vocabulary_stage),
     "distill": Stage(
-        ("teacher", "student", "objectives", "training", "early_stopping", "seed"), ("corpus", "vocabulary"), _distill
+        ("teacher", "student", "objectives", "training", "early_stopping", "seed"),
+        ("corpus", "vocabulary"),
+        distill_stage,
     ),
-    "export": Stage(("export",), ("distill",), _export),
-    "verify": Stage(("teacher", "evaluation", "gates", "seed"), ("corpus", "export"), _verify),
-    "bench": Stage(("teacher", "bench", "seed"), ("corpus", "export"), _bench),
-    "report": Stage(("name",), ("corpus", "vocabulary", "distill", "verify", "bench"), _report),
+    "export": Stage(("export",), ("distill",), export_stage),
+    "verify": Stage(("teacher", "evaluation", "gates", "seed"), ("corpus", "export"), verify_stage),
+    "bench": Stage(("teacher", "bench", "seed"), ("corpus", "export"), bench_stage),
+    "report": Stage(("name",), ("corpus", "vocabulary", "distill", "verify", "bench"), report_stage),
 }
 
 
@@ -111,7 +81,9 @@ def run_stage(name: str, config: JobConfig, run: RunFolder, *, resume: bool = Fa
     """
     for needed in STAGES[name].after:
         if not run.stamp(needed).is_file():
-            raise InputError(f"{name} builds on {needed}, which has not run in {run.root}. Run `distillabse {needed}` first.")
+            raise InputError(
+                f"{name} builds on {needed}, which has not run in {run.root}. Run `distillabse {needed}` first."
+            )
     logger.info("%s", name)
     fingerprint = _fingerprint(name, config, run)
     if name == "distill":
@@ -134,8 +106,6 @@ def is_current(name: str, config: JobConfig, run: RunFolder) -> bool:
 
 def prepare(config: JobConfig) -> RunFolder:
     """Make the run folder with the resolved configuration, its hash and the versions of everything."""
-    from distillabse.environment import check_onnxruntime, describe_environment, require_device
-
     check_onnxruntime()
     require_device(config.bench.device)
     run = RunFolder(config.run_folder)
@@ -156,8 +126,6 @@ def prepare(config: JobConfig) -> RunFolder:
 
 def write_config(config: JobConfig, run: RunFolder) -> None:
     """Write the resolved configuration as YAML, ready to be run again."""
-    import yaml
-
     with new_file(run.config) as temporary:
         text = yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False, allow_unicode=True, width=120)
         temporary.write_text(text, encoding="utf-8")
@@ -165,8 +133,6 @@ def write_config(config: JobConfig, run: RunFolder) -> None:
 
 def _distill_with_checkpoints(config: JobConfig, run: RunFolder, fingerprint: str, resume: bool) -> None:
     """Checkpoints are only gone on from when they belong to exactly this job."""
-    from distillabse.training.stage import distill_stage
-
     belongs_to = run.checkpoints / "job.json"
     same_job = belongs_to.is_file() and read_json(belongs_to)["fingerprint"] == fingerprint
     if not same_job and run.checkpoints.is_dir():
@@ -186,4 +152,3 @@ def _fingerprint(name: str, config: JobConfig, run: RunFolder) -> str:
 
 def _now() -> str:
     return datetime.now(timezone.utc).isoformat()
-

@@ -128,7 +128,8 @@ def _config_path(source: str | Path) -> Path:
     if str(source) in shipped:
         return shipped[str(source)]
     raise ConfigurationError(
-        f"{source} is neither a file nor a shipped configuration{_nearest(path.stem, shipped)}. Shipped: {', '.join(shipped)}."
+        f"{source} is neither a file nor a shipped configuration{_nearest(path.stem, shipped)}. "
+        f"Shipped: {', '.join(shipped)}."
     )
 
 
@@ -145,7 +146,11 @@ def _check_training_keys(training: dict[str, Any], origin: str) -> None:
             instead = _OWNED_TRAINING_FIELDS[key]
             raise ConfigurationError(
                 f"{origin} is not valid:\n  training.{key}: "
-                + (f"set the job's own `{instead}` instead." if instead else "not offered; push the finished bundle instead.")
+                + (
+                    f"set the job's own `{instead}` instead."
+                    if instead
+                    else "not offered; push the finished bundle instead."
+                )
             )
         if key not in known:
             raise ConfigurationError(
@@ -162,7 +167,9 @@ def _explain(item: Any) -> str:
     shown = "" if isinstance(got, (dict, list)) or item["type"] == "missing" else f" (got {got!r})"
     if item["type"] == "extra_forbidden":
         siblings = _fields_at(JobConfig, item["loc"][:-1])
-        return f"{key}: no such key{_nearest(str(location[-1]), siblings)}. Accepted here: {', '.join(sorted(siblings))}."
+        return (
+            f"{key}: no such key{_nearest(str(location[-1]), siblings)}. Accepted here: {', '.join(sorted(siblings))}."
+        )
     if item["type"] == "union_tag_invalid":
         context = item["ctx"]
         tags = [tag.strip(" '") for tag in str(context["expected_tags"]).split(",")]
@@ -180,7 +187,11 @@ def _is_union_tag(part: str, location: tuple[Any, ...]) -> bool:
 
 def _models(annotation: Any) -> Iterator[type[BaseModel]]:
     """Every schema inside an annotation, through lists, dicts, unions and Annotated."""
-    if isinstance(annotation, type) and not isinstance(annotation, types.GenericAlias) and issubclass(annotation, BaseModel):
+    if (
+        isinstance(annotation, type)
+        and not isinstance(annotation, types.GenericAlias)
+        and issubclass(annotation, BaseModel)
+    ):
         yield annotation
     for argument in typing.get_args(annotation):
         yield from _models(argument)

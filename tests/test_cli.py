@@ -12,7 +12,8 @@ from tiny import tiny_encoder
 
 from distillabse import cli
 
-WORDS = "man woman dog cat house city street car train night morning friend tree water book day hand year child world".split()
+WORDS = """man woman dog cat house city street car train night morning friend tree water book day hand year child
+world""".split()
 
 
 @pytest.fixture(scope="module")
@@ -131,7 +132,19 @@ def test_configs_cp_never_overwrites(tmp_path, monkeypatch, capsys):
 
 def test_every_command_has_help_with_an_example_that_fits_a_screen(monkeypatch, capsys):
     monkeypatch.setenv("COLUMNS", "80")
-    names = ["run", "corpus", "vocabulary", "distill", "export", "verify", "bench", "report", "encode", "doctor", "validate"]
+    names = [
+        "run",
+        "corpus",
+        "vocabulary",
+        "distill",
+        "export",
+        "verify",
+        "bench",
+        "report",
+        "encode",
+        "doctor",
+        "validate",
+    ]
     for name in [[name] for name in names] + [["configs", name] for name in ("ls", "show", "cp")]:
         assert call(*name, "--help", monkeypatch=monkeypatch) == 0
         text = capsys.readouterr().out
@@ -140,5 +153,6 @@ def test_every_command_has_help_with_an_example_that_fits_a_screen(monkeypatch, 
 
 
 def test_starting_the_command_line_imports_nothing_heavy():
-    code = "import sys, distillabse.cli; print([m for m in ('torch', 'transformers', 'datasets', 'onnxruntime') if m in sys.modules])"
+    heavy = ("torch", "transformers", "datasets", "onnxruntime")
+    code = f"import sys, distillabse.cli; print([name for name in {heavy} if name in sys.modules])"
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True).stdout.strip() == "[]"

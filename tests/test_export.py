@@ -174,7 +174,8 @@ def test_the_embedding_table_is_int8_too(exported):
 def judged(exported, sentences, gates, student=None):
     encoder, bundle = exported
     return verify(
-        encoder, student or encoder, {FP32: Encoder(bundle, file=layout.ONNX_FP32), INT8: Encoder(bundle, file=INT8_FILE)},
+        encoder, student or encoder,
+        {FP32: Encoder(bundle, file=layout.ONNX_FP32), INT8: Encoder(bundle, file=INT8_FILE)},
         {"test": [Sentence(text, "en") for text in sentences * 3]}, EvaluationConfig(bootstrap_samples=100), gates, 0,
     )  # fmt: skip
 

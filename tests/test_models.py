@@ -98,7 +98,14 @@ def test_a_hub_name_without_network_is_one_clear_error():
 
 @pytest.mark.parametrize(
     ("wanted", "available", "expected"),
-    [(3, 6, [0, 3, 5]), (3, 12, [0, 6, 11]), (2, 12, [0, 11]), (1, 12, [11]), (6, 6, list(range(6))), ([1, 4], 6, [1, 4])],
+    [
+        (3, 6, [0, 3, 5]),
+        (3, 12, [0, 6, 11]),
+        (2, 12, [0, 11]),
+        (1, 12, [11]),
+        (6, 6, list(range(6))),
+        ([1, 4], 6, [1, 4]),
+    ],
 )
 def test_choice_of_layers(wanted, available, expected):
     assert choose_layers(wanted, available) == expected

@@ -86,7 +86,9 @@ def test_minilm_equals_a_loop_over_heads_and_rows():
 def test_minilm_v2_has_relation_heads_of_its_own_and_free_widths():
     narrow = EncoderShape(layers=2, hidden_size=4, attention_heads=1, dimension=8)
     teacher, student = signals(1), signals(2, width=4)
-    config = MiniLMv2Objective(relation_heads=4, relations={"qq": 1.0, "vv": 0.5}, layers=[LayerPair(student=0, teacher=1)])
+    config = MiniLMv2Objective(
+        relation_heads=4, relations={"qq": 1.0, "vv": 0.5}, layers=[LayerPair(student=0, teacher=1)]
+    )
     terms = build_objective(config, SHAPE, narrow)(teacher, student, MASK)
     assert set(terms) == {"minilm_v2/qq", "minilm_v2/vv"}
     expected = 0.0
@@ -138,7 +140,9 @@ def test_cosine_and_mse_by_hand():
     student = Signals(torch.tensor([[0.6, 0.8], [0.0, 1.0]]), {})
     shape = EncoderShape(1, 2, 1, 2)
     mask = torch.ones(2, 3)
-    assert build_objective(CosineObjective(), shape, shape)(teacher, student, mask)["cosine"].item() == pytest.approx(0.2)
+    assert build_objective(CosineObjective(), shape, shape)(teacher, student, mask)["cosine"].item() == pytest.approx(
+        0.2
+    )
     assert build_objective(MSEObjective(), shape, shape)(teacher, student, mask)["mse"].item() == pytest.approx(0.4)
 
 
@@ -148,7 +152,9 @@ def test_hidden_is_a_mean_over_real_tokens():
     student.taps[tap] = student.taps[tap].clone()
     student.taps[tap][0, 0] += 3.0  # one of six real tokens, every dimension
     student.taps[tap][1, 3] += 100.0  # padding
-    assert build_objective(HiddenObjective(), SHAPE, SHAPE)(teacher, student, MASK)["hidden"].item() == pytest.approx(1.5)
+    assert build_objective(HiddenObjective(), SHAPE, SHAPE)(teacher, student, MASK)["hidden"].item() == pytest.approx(
+        1.5
+    )
 
 
 @pytest.mark.parametrize(

@@ -47,7 +47,10 @@ def test_shipped_configurations_are_all_tested():
         (changed(["techer"], 1), "techer: no such key (did you mean 'teacher'?)"),
         (changed(["teacher", "modle"], 1), "teacher.modle: no such key (did you mean 'model'?)"),
         (changed(["corpus", "sources", 0, "langages"], []), "(did you mean 'languages'?)"),
-        (changed(["corpus", "sources", 0, "kind"], "phrasebok"), "sources.0.kind: got 'phrasebok' (did you mean 'phrasebook'?)"),
+        (
+            changed(["corpus", "sources", 0, "kind"], "phrasebok"),
+            "sources.0.kind: got 'phrasebok' (did you mean 'phrasebook'?)",
+        ),
         (changed(["objectives", 0, "kind"], "cosin"), "Accepted: minilm, minilm_v2, hidden, cosine, mse"),
         (changed(["objectives", 0], {"weight": 1}), "objectives.0.kind: say which kind this is"),
         (changed(["objectives", 0, "weight"], -1), "objectives.0.weight: Input should be greater than 0 (got -1)"),

@@ -22,7 +22,8 @@ from distillabse.training.distiller import Distiller
 from distillabse.training.stage import distill, held_out_fidelity
 
 OBJECTIVES = [CosineObjective(), MiniLMObjective(weight=0.5), MiniLMv2Objective(relation_heads=8, weight=0.1)]
-WORDS = "the man woman dog cat house city walk run small big old red blue water tree night day hand friend book".split()
+WORDS = """the man woman dog cat house city walk run small big old red blue water tree night day hand friend
+book""".split()
 
 
 def corpus(n, seed=0):
@@ -70,7 +71,9 @@ def test_loss_is_the_weighted_sum_of_its_terms_and_the_teacher_is_not_saved(enco
     distiller = Distiller(student, teacher, OBJECTIVES)
     batch = batch_of(student, sentences)
     outputs = distiller(**batch)
-    assert set(outputs["terms"]) == {"cosine", "minilm/attention", "minilm/value"} | {f"minilm_v2/{r}" for r in ("qq", "kk", "vv")}
+    assert set(outputs["terms"]) == {"cosine", "minilm/attention", "minilm/value"} | {
+        f"minilm_v2/{r}" for r in ("qq", "kk", "vv")
+    }
     torch.testing.assert_close(outputs["loss"].detach(), sum(outputs["terms"].values()))
     doubled = Distiller(student, teacher, [MiniLMObjective(weight=1.0)])(**batch)["terms"]
     torch.testing.assert_close(doubled["minilm/value"], 2 * outputs["terms"]["minilm/value"])

@@ -29,7 +29,8 @@ _SAME = 1e-9
 def unit(vectors: Vectors) -> NDArray[np.float64]:
     """Rows scaled to length 1, float64; a zero row stays zero."""
     wide = vectors.astype(np.float64)
-    return wide / np.maximum(np.linalg.norm(wide, axis=1, keepdims=True), 1e-12)
+    rows: NDArray[np.float64] = wide / np.maximum(np.linalg.norm(wide, axis=1, keepdims=True), 1e-12)
+    return rows
 
 
 def row_cosines(left: Vectors, right: Vectors) -> NDArray[np.float64]:

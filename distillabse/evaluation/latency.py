@@ -206,7 +206,7 @@ class _Worker:
 
     def __init__(self, engine: Engine, device: str, threads: int, stack: ExitStack) -> None:
         self.engine = engine
-        log = tempfile.TemporaryFile(mode="w+", encoding="utf-8", errors="replace")  # noqa: SIM115 - `stack` closes it
+        log = tempfile.TemporaryFile(mode="w+", encoding="utf-8", errors="replace")
         self._log = stack.enter_context(log)
         self._process = subprocess.Popen(
             [sys.executable, "-m", "distillabse.evaluation.latency_worker"],

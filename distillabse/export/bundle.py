@@ -1,4 +1,4 @@
-"""The bundle: one folder that sentence-transformers, optimum, fastembed, text-embeddings-inference and ONNX Runtime read."""
+"""The bundle: one folder that every consumer reads, from sentence-transformers to a bare ONNX Runtime."""
 
 from __future__ import annotations
 
@@ -82,4 +82,6 @@ def broken_checksums(folder: Path) -> list[str]:
     if not path.is_file():
         return [layout.CHECKSUMS]
     entries = [line.split("  ", 1) for line in path.read_text(encoding="utf-8").splitlines()]
-    return [name for digest, name in entries if not (folder / name).is_file() or sha256_of_file(folder / name) != digest]
+    return [
+        name for digest, name in entries if not (folder / name).is_file() or sha256_of_file(folder / name) != digest
+    ]

@@ -83,7 +83,7 @@ def export_graph(encoder: SentenceTransformer, path: Path, opset: int = 18) -> N
             opset_version=opset,
             input_names=list(INPUTS),
             output_names=list(OUTPUTS),
-            dynamic_shapes={name: axes for name in INPUTS},
+            dynamic_shapes=dict.fromkeys(INPUTS, axes),
             external_data=size > _PROTOBUF_LIMIT,
             verbose=False,
         )
@@ -143,7 +143,7 @@ def _strip_descriptions(path: Path) -> None:
     onnx.save(model, str(path))
 
 
-class _quiet_exporter:  # noqa: N801
+class _quiet_exporter:
     """The exporter logs every pass; only its errors matter here."""
 
     names = ("torch.onnx", "onnxscript", "onnx_ir")

@@ -87,7 +87,9 @@ class _Rewriter:
         column_sums = quantized.sum(axis=0, dtype=np.int64).astype(np.float32) * scale
         rows, token_scale, zero = self._quantized_rows(x, weight.shape[0])
         product = self._add("MatMulInteger", [rows, self._constant(f"{name}_int8", quantized)])
-        scaled = self._add("Mul", [self._add("Cast", [product], to=TensorProto.FLOAT), self._constant(f"{name}_scale", scale)])
+        scaled = self._add(
+            "Mul", [self._add("Cast", [product], to=TensorProto.FLOAT), self._constant(f"{name}_scale", scale)]
+        )
         offset = self._add("Mul", [zero, self._constant(f"{name}_column_sums", column_sums)])
         result = self._add("Mul", [self._add("Sub", [scaled, offset]), token_scale])
         shape = self._add("Concat", [self._leading_shape(x), self._integers("outputs", [weight.shape[1]])], axis=0)

@@ -217,13 +217,17 @@ def _judge(
 
     gates = [at_least("least cosine to torch", FP32, TEST, parity[FP32]["min"], limits.onnx_fp32_to_torch_min)]
     if INT8 in parity:
-        gates.append(at_least("mean cosine to the fp32 student", INT8, TEST, parity[INT8]["mean"], limits.int8_to_fp32_mean))
+        gates.append(
+            at_least("mean cosine to the fp32 student", INT8, TEST, parity[INT8]["mean"], limits.int8_to_fp32_mean)
+        )
     for artefact, found in invariance.items():
         for name, value in found.items():
             gates.append(at_least(f"invariance, {name}", artefact, TEST, value, limits.invariance_min))
     for artefact, by_set in scores.items():
         gates.append(
-            at_least("mean cosine to the teacher", artefact, TEST, by_set[TEST]["cosine_mean"], limits.teacher_cosine_mean)
+            at_least(
+                "mean cosine to the teacher", artefact, TEST, by_set[TEST]["cosine_mean"], limits.teacher_cosine_mean
+            )
         )
         gates.append(at_least("skill", artefact, TEST, by_set[TEST]["skill"], limits.teacher_skill))
     return gates

@@ -20,7 +20,8 @@ _POOLING_MODES = ("cls_token", "mean_tokens", "max_tokens", "mean_sqrt_len_token
 _SPECIAL_TOKENS = ("bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls_token", "mask_token")
 # Tokenizer settings that describe the machine or call they were made in, not the tokenizer.
 _TRANSIENT_TOKENIZER_KEYS = (
-    "is_local", "local_files_only", "max_length", "stride", "truncation_side", "truncation_strategy", "pad_to_multiple_of",
+    "is_local", "local_files_only", "max_length", "stride", "truncation_side", "truncation_strategy",
+    "pad_to_multiple_of",
 )  # fmt: skip
 
 
@@ -59,7 +60,9 @@ def _portable_modules(folder: Path) -> None:
 def _portable_pooling(settings: dict[str, Any]) -> dict[str, Any]:
     mode = settings["pooling_mode"]
     modes = {mode} if isinstance(mode, str) else set(mode)
-    flags = {f"pooling_mode_{name}": name.removesuffix("_tokens").removesuffix("_token") in modes for name in _POOLING_MODES}
+    flags = {
+        f"pooling_mode_{name}": name.removesuffix("_tokens").removesuffix("_token") in modes for name in _POOLING_MODES
+    }
     return {
         "word_embedding_dimension": settings["embedding_dimension"],
         **flags,

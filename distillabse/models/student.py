@@ -44,7 +44,10 @@ def build_student(teacher: SentenceTransformer, config: StudentConfig) -> Senten
     modules.append(Normalize())
     # A prompt that the teacher prepends by default belongs to its vectors, so the student prepends it too.
     student = SentenceTransformer(
-        modules=modules, device=str(teacher.device), prompts=teacher.prompts, default_prompt_name=teacher.default_prompt_name
+        modules=modules,
+        device=str(teacher.device),
+        prompts=teacher.prompts,
+        default_prompt_name=teacher.default_prompt_name,
     )
     student.requires_grad_(True)
     _freeze_pooler(transformer.auto_model)

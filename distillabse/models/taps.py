@@ -86,7 +86,7 @@ class TappedEncoder:
         self._read: dict[Tap, Tensor] = {}
         layers = encoder_layers(transformer_of(encoder))
         for tap in taps:
-            layer = layers[tap.layer]
+            layer: Any = layers[tap.layer]
             module = layer if tap.kind == "hidden" else getattr(layer.attention.self, tap.kind)
             module.register_forward_hook(self._reader(tap))
 

@@ -66,8 +66,8 @@ def load_encoder(
     folder = Path(model)
     if folder.exists() and not (folder / layout.MODULES).is_file():
         raise InputError(
-            f"{model} holds no {layout.MODULES}, so it does not say how tokens are pooled into a sentence vector. Save it "
-            f"from sentence-transformers with a Pooling module: SentenceTransformer(modules=[...]).save({model!r})."
+            f"{model} holds no {layout.MODULES}, so it does not say how tokens are pooled into a sentence vector. "
+            f"Save it from sentence-transformers with a Pooling module: SentenceTransformer(modules=[...]).save({model!r})."
         )
     try:
         if not folder.exists() and not is_sentence_transformer_model(model, revision=revision):
@@ -82,7 +82,9 @@ def load_encoder(
     except (OSError, ValueError, RuntimeError) as error:
         raise InputError(_why_not_loaded(model, folder.exists(), error)) from error
     if not any(hasattr(module, "pooling_mode") for module in encoder):
-        raise InputError(f"{model} has no Pooling module in {layout.MODULES}: sentence vectors are not defined. Add one.")
+        raise InputError(
+            f"{model} has no Pooling module in {layout.MODULES}: sentence vectors are not defined. Add one."
+        )
     return encoder
 
 
@@ -108,9 +110,8 @@ def _why_not_loaded(model: str, is_folder: bool, error: Exception) -> str:
     if is_folder:
         return f"The encoder in {model} cannot be loaded: {error}"
     return (
-        f"{model!r} is neither a local folder nor a sentence encoder that the hub gives out right now ({_first_line(error)}). "
-        "Check the "
-        "name and the network, or download the model once elsewhere and give its folder; HF_HOME names the local cache."
+        f"{model!r} is neither a local folder nor a sentence encoder that the hub gives out right now "
+        f"({_first_line(error)}). Check the name and the network, or download the model once elsewhere and give its folder; HF_HOME names the local cache."
     )
 
 

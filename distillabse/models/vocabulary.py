@@ -96,7 +96,14 @@ def vocabulary_table(counts: Mapping[str, Any]) -> Table:
     """The same for people."""
     table = Table(title=f"Vocabulary: {counts['rows']:,} rows, the corpus uses {counts['rows_used']:,}")
     table.add_column("language")
-    for title in ("sentences", "tokens", "tokens/sentence", "unknown", "rows used", f"rows for {counts['coverage']:.1%}"):
+    for title in (
+        "sentences",
+        "tokens",
+        "tokens/sentence",
+        "unknown",
+        "rows used",
+        f"rows for {counts['coverage']:.1%}",
+    ):
         table.add_column(title, justify="right")
     for language, row in counts["languages"].items():
         table.add_row(

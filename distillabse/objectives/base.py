@@ -26,7 +26,7 @@ class Objective(nn.Module, ABC):
 
     @abstractmethod
     def forward(self, teacher: Signals, student: Signals, attention_mask: Tensor) -> dict[str, Tensor]:
-        """Scalar float32 terms by name, before `weight`; `attention_mask` is int64 [batch, tokens], 1 for real tokens."""
+        """Scalar float32 terms by name, before `weight`; `attention_mask` is [batch, tokens], 1 for real tokens."""
 
 
 def resolve_layers(

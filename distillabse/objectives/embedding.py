@@ -39,6 +39,6 @@ class MSE(Objective):
 def _require_equal_dimensions(teacher: EncoderShape, student: EncoderShape, kind: str) -> None:
     if teacher.dimension != student.dimension:
         raise ConfigurationError(
-            f"objectives.{kind}: the teacher's vectors have {teacher.dimension} dimensions, the student's {student.dimension}. "
-            "Set student.dense: copy to give the student the teacher's own head."
+            f"objectives.{kind}: the teacher's vectors have {teacher.dimension} dimensions, the student's "
+            f"{student.dimension}. Set student.dense: copy to give the student the teacher's own head."
         )

@@ -12,7 +12,7 @@ from distillabse.objectives.base import Objective, resolve_layers
 
 
 class Hidden(Objective):
-    """Mean squared error of layer outputs over real tokens and dimensions (TinyBERT, arXiv:1909.10351, equation 8)."""
+    """Mean squared error of layer outputs over real tokens and dimensions (TinyBERT, arXiv:1909.10351)."""
 
     def __init__(self, config: HiddenObjective, teacher: EncoderShape, student: EncoderShape) -> None:
         super().__init__()
@@ -36,7 +36,7 @@ class Hidden(Objective):
 
 
 def masked_mean_square(target: Tensor, output: Tensor, attention_mask: Tensor) -> Tensor:
-    """Mean of (target - output)^2 over the real tokens of the batch and all dimensions; inputs [batch, tokens, width]."""
+    """Mean of (target - output)^2 over the batch's real tokens and all dimensions; inputs [batch, tokens, width]."""
     mask = attention_mask.float()
     squares = (target.float() - output.float()).square().mean(dim=-1)
     return (squares * mask).sum() / mask.sum()

@@ -11,6 +11,7 @@ over the batch. Padding is masked as a key (it gets no probability) and as a row
 from __future__ import annotations
 
 import math
+from collections.abc import Iterable
 
 import torch
 from torch import Tensor
@@ -63,18 +64,16 @@ class MiniLM(Objective):
         super().__init__()
         if teacher.attention_heads != student.attention_heads:
             raise ConfigurationError(
-                f"objectives.minilm compares head by head, but the teacher has {teacher.attention_heads} attention heads and "
-                f"the student {student.attention_heads}. Use kind: minilm_v2, whose relation heads are free."
+                f"objectives.minilm compares head by head, but the teacher has {teacher.attention_heads} attention heads "
+                f"and the student {student.attention_heads}. Use kind: minilm_v2, whose relation heads are free."
             )
         if not config.attention and not config.value:
             raise ConfigurationError("objectives.minilm: set at least one of attention and value to true.")
         self.weight = config.weight
         self.heads = teacher.attention_heads
         self.layers = resolve_layers(config.layers, teacher, student, "minilm")
-        relations = {"attention": ("query", "key"), "value": ("value", "value")}
-        self.relations: dict[str, tuple[Kind, Kind]] = {
-            name: pair for name, pair in relations.items() if getattr(config, name)  # type: ignore[misc]
-        }
+        relations: dict[str, tuple[Kind, Kind]] = {"attention": ("query", "key"), "value": ("value", "value")}
+        self.relations = {name: pair for name, pair in relations.items() if getattr(config, name)}
         self.student_taps, self.teacher_taps = _taps(self.layers, self.relations.values())
 
     def forward(self, teacher: Signals, student: Signals, attention_mask: Tensor) -> dict[str, Tensor]:
@@ -95,14 +94,16 @@ class MiniLMv2(Objective):
                 common = math.gcd(teacher.hidden_size, student.hidden_size)
                 choices = [heads for heads in range(1, common + 1) if common % heads == 0 and heads <= 128]
                 raise ConfigurationError(
-                    f"objectives.minilm_v2.relation_heads: {config.relation_heads} does not divide the {owner}'s hidden size "
-                    f"{shape.hidden_size}. Choose one of {choices}."
+                    f"objectives.minilm_v2.relation_heads: {config.relation_heads} does not divide the {owner}'s hidden "
+                    f"size {shape.hidden_size}. Choose one of {choices}."
                 )
         self.weight = config.weight
         self.heads = config.relation_heads
         self.layers = resolve_layers(config.layers, teacher, student, "minilm_v2")
         self.relation_weights = {str(name): weight for name, weight in config.relations.items()}
-        self.relations: dict[str, tuple[Kind, Kind]] = {name: (_KIND[name[0]], _KIND[name[1]]) for name in config.relations}
+        self.relations: dict[str, tuple[Kind, Kind]] = {
+            name: (_KIND[name[0]], _KIND[name[1]]) for name in config.relations
+        }
         self.student_taps, self.teacher_taps = _taps(self.layers, self.relations.values())
 
     def forward(self, teacher: Signals, student: Signals, attention_mask: Tensor) -> dict[str, Tensor]:
@@ -119,8 +120,8 @@ def _split_heads(x: Tensor, heads: int) -> Tensor:
     return x.view(batch, tokens, heads, width // heads).transpose(1, 2)
 
 
-def _taps(layers: list[tuple[int, int]], pairs: object) -> tuple[frozenset[Tap], frozenset[Tap]]:
-    kinds: set[Kind] = {kind for pair in pairs for kind in pair}  # type: ignore[attr-defined]
+def _taps(layers: list[tuple[int, int]], pairs: Iterable[tuple[Kind, Kind]]) -> tuple[frozenset[Tap], frozenset[Tap]]:
+    kinds = {kind for pair in pairs for kind in pair}
     return (
         frozenset(Tap(kind, student) for student, _ in layers for kind in kinds),
         frozenset(Tap(kind, teacher) for _, teacher in layers for kind in kinds),

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
-from torch import Tensor, autocast, no_grad, nn
+from torch import Tensor, autocast, nn, no_grad
 
 from distillabse.config import ObjectiveConfig
 from distillabse.models.taps import TappedEncoder, shape_of
@@ -47,7 +47,7 @@ class Distiller(nn.Module):
             input_ids, attention_mask: int64 [batch, tokens].
 
         Returns:
-            {"loss": float32 scalar with gradient, "terms": {name: detached weighted scalar}}; the terms sum to the loss.
+            {"loss": float32 scalar with gradient, "terms": {name: detached weighted scalar}}; the terms sum to it.
         """
         with no_grad():
             target = self._tapped_teacher(input_ids, attention_mask)
@@ -64,7 +64,8 @@ class Distiller(nn.Module):
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Distiller:
         self.teacher._apply(fn)
-        return super()._apply(fn, recurse)
+        super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
+        return self
 
 
 def _union(sets: Any) -> frozenset[Any]:

@@ -65,7 +65,8 @@ class DistillationTrainer(Trainer):
     @property
     def distiller(self) -> Distiller:
         """The module under training, without the wrappers of DDP or DeepSpeed."""
-        return self.accelerator.unwrap_model(self.model)
+        distiller: Distiller = self.accelerator.unwrap_model(self.model)
+        return distiller
 
     def compute_loss(self, model: Any, inputs: dict[str, torch.Tensor], return_outputs: bool = False, **_: Any) -> Any:
         """The distiller's loss; its terms are summed on the device until the next log."""
@@ -93,7 +94,7 @@ class DistillationTrainer(Trainer):
         metrics = {f"{metric_key_prefix}_{name}": value for name, value in self.held_out_fidelity(student).items()}
         student.train()
         self.log(dict(metrics))
-        self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
+        self.control: Any = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
         return metrics
 
     def _mean_terms(self) -> dict[str, float]:
@@ -107,8 +108,8 @@ class DistillationTrainer(Trainer):
         if broken:
             raise TrainingError(
                 f"The loss is no longer a number at step {self.state.global_step} (terms: {', '.join(broken)}). Lower "
-                "training.learning_rate, set training.max_grad_norm, or set training.bf16: false; the last checkpoint is "
-                "good and `distillabse distill --resume` goes on from it."
+                "training.learning_rate, set training.max_grad_norm, or set training.bf16: false; the last checkpoint "
+                "is good and `distillabse distill --resume` goes on from it."
             )
         return means
 
@@ -168,7 +169,9 @@ class SentenceProgress(TrainerCallback):
             self.progress.update(self.task, figures=figures)
         else:
             left = seconds / max(steps, 1) * (state.max_steps - state.global_step)
-            logger.info("step %d/%d %s, %d:%02d left", state.global_step, state.max_steps, figures, left // 60, left % 60)
+            logger.info(
+                "step %d/%d %s, %d:%02d left", state.global_step, state.max_steps, figures, left // 60, left % 60
+            )
 
     def on_train_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """Close the bar."""
