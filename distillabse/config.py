@@ -43,6 +43,17 @@ class TextColumns(Schema):
     text: str = Field("text", description="Column with the sentence.")
     translation: str | None = Field(None, description="Column with its translation.")
 
+    @model_validator(mode="after")
+    def _every_column_has_one_language(self) -> TextColumns:
+        for prefix, column in (("", self.text), ("translation_", self.translation)):
+            keys = [key for key in (f"{prefix}language", f"{prefix}language_column") if key in type(self).model_fields]
+            given = sum(getattr(self, key) is not None for key in keys)
+            if column is not None and given != 1:
+                raise ValueError(f"set exactly one of {' and '.join(keys)} for the column {column!r}")
+            if column is None and given:
+                raise ValueError(f"{prefix}language is set, but {prefix.rstrip('_')!r} names no column; set it too")
+        return self
+
 
 class FileSource(TextColumns):
     """Local tables or plain text: TSV, CSV, JSONL, Parquet or one sentence a line, plain or as .gz or .zst."""
@@ -59,7 +70,7 @@ class FileSource(TextColumns):
     translation_language: str | None = Field(None, description="Language of the translations.")
     translation_language_column: str | None = Field(None, description="Column with the language of the translations.")
     where: dict[str, str] = Field(default_factory=dict, description="Keep only rows whose column has this value.")
-    limit: int | None = Field(None, ge=1, description="Read at most this many rows.")
+    limit: int | None = Field(None, ge=1, description="Read at most this many rows in all, after `where`.")
 
 
 class MosesSource(Schema):
@@ -108,7 +119,7 @@ class CleaningConfig(Schema):
     min_characters: int = Field(2, ge=1, description="Shorter sentences are dropped.")
     max_characters: int = Field(500, ge=1, description="Longer sentences are dropped.")
     max_length_ratio: float = Field(
-        4.0, gt=1.0, description="Pairs whose lengths differ by more are dropped as misaligned."
+        4.0, gt=1.0, description="Pairs whose lengths differ by more are dropped as misaligned; ideographs count twice."
     )
     near_duplicates: bool = Field(
         True, description="Drop texts that equal an earlier one but for case, punctuation, spacing and digits."
@@ -120,8 +131,10 @@ class SplitConfig(Schema):
 
     dev: Fraction = Field(0.02, description="Share of rows for early stopping.")
     test: Fraction = Field(0.02, description="Share of rows for the final figures; never used to choose anything.")
-    max_dev: int | None = Field(2000, ge=1, description="At most this many dev rows.")
-    max_test: int | None = Field(2000, ge=1, description="At most this many test rows.")
+    max_dev: int | None = Field(
+        2000, ge=1, description="At most this many; what is left of a held-out group is in no split."
+    )
+    max_test: int | None = Field(2000, ge=1, description="At most this many, likewise.")
 
 
 class CorpusConfig(Schema):
@@ -134,7 +147,7 @@ class CorpusConfig(Schema):
     temperature: float = Field(
         1.0, ge=1.0, description="Languages are drawn in proportion to count^(1/temperature); needs max_sentences."
     )
-    rejected_sample: int = Field(20, ge=0, description="Rejected lines of each source kept for you to look at.")
+    rejected_sample: int = Field(20, ge=0, description="Rejected lines kept to look at, of each source and reason.")
 
     @model_validator(mode="after")
     def _temperature_needs_a_total(self) -> CorpusConfig:

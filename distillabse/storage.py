@@ -13,7 +13,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from distillabse.errors import InputError, StorageError
+from distillabse.errors import DistillabseError, InputError, StorageError
 
 
 @contextmanager
@@ -23,11 +23,11 @@ def new_folder(path: Path) -> Iterator[Path]:
     Raises:
         StorageError: the disk is full or the place cannot be written; the previous `path` is intact.
     """
-    with _storage_errors(path):
+    with storage_errors(path):
         path.parent.mkdir(parents=True, exist_ok=True)
         temporary = Path(tempfile.mkdtemp(prefix=f".{path.name}.", suffix=".partial", dir=path.parent))
     try:
-        with _storage_errors(path):
+        with storage_errors(path):
             yield temporary
             temporary.chmod(0o755)
             _replace_folder(temporary, path)
@@ -44,7 +44,7 @@ def new_file(path: Path) -> Iterator[Path]:
     """
     temporary = path.with_name(f".{path.name}.{os.getpid()}.partial")
     try:
-        with _storage_errors(path):
+        with storage_errors(path):
             path.parent.mkdir(parents=True, exist_ok=True)
             yield temporary
             temporary.replace(path)
@@ -108,15 +108,20 @@ def _replace_folder(new: Path, path: Path) -> None:
 
 
 @contextmanager
-def _storage_errors(path: Path) -> Iterator[None]:
+def storage_errors(path: Path) -> Iterator[None]:
+    """Turn a full disk or a place without permission, met while writing `path`, into a StorageError."""
     try:
         yield
-    except OSError as error:
-        if error.errno in (errno.ENOSPC, errno.EDQUOT):
+    except DistillabseError:
+        raise
+    except Exception as error:
+        number = error.errno if isinstance(error, OSError) else None
+        # safetensors, torch and pyarrow wrap the operating system's error into their own.
+        if number in (errno.ENOSPC, errno.EDQUOT) or os.strerror(errno.ENOSPC) in str(error):
             raise StorageError(
                 f"No space left on the disk while writing {path}. Free some space, or choose another place with "
                 f"`output=...`, and run the same command again; anything that was there before is intact."
             ) from error
-        if error.errno in (errno.EACCES, errno.EROFS, errno.EPERM):
-            raise StorageError(f"{path} cannot be written ({error.strerror}). Choose another place.") from error
+        if number in (errno.EACCES, errno.EROFS, errno.EPERM):
+            raise StorageError(f"{path} cannot be written ({error}). Choose another place.") from error
         raise

@@ -8,11 +8,12 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import zstandard
+from pydantic import ValidationError
 
 from distillabse.config import FileSource, HubSource, MosesSource
 from distillabse.corpus.records import Record, Rejected
 from distillabse.corpus.sources import read_source
-from distillabse.errors import ConfigurationError, InputError
+from distillabse.errors import InputError
 
 PAIRS = {"translation": "xx", "translation_language_column": "lang", "text": "en", "language": "en"}
 TSV = 'en\txx\tlang\tkind\nHello\tHallo\tde\ta\nSay "hi\tDis "salut\tfr\tb\n'
@@ -136,7 +137,7 @@ def test_a_glob_or_filter_that_matches_nothing(tmp_path):
     ],
 )
 def test_every_side_has_exactly_one_language(source, message):
-    with pytest.raises(ConfigurationError, match=message):
+    with pytest.raises(ValidationError, match=message):
         read(path="a.tsv", **source)
 
 

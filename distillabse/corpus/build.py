@@ -17,7 +17,7 @@ from rich.text import Text
 from distillabse.config import CorpusConfig, JobConfig, Source
 from distillabse.corpus.cleaning import EXACT_DUPLICATE, NEAR_DUPLICATE, Cleaner
 from distillabse.corpus.records import Record, Rejected, sentences, write_records
-from distillabse.corpus.sources import check_languages, read_source
+from distillabse.corpus.sources import read_source
 from distillabse.corpus.splitting import mix_languages, split_records
 from distillabse.layout import RunFolder
 from distillabse.storage import new_folder, write_json
@@ -45,7 +45,7 @@ def corpus_stage(config: JobConfig, run: RunFolder) -> None:
     """Build the corpus and write the folder `run.corpus`, whole or not at all.
 
     Raises:
-        ConfigurationError, InputError: a source cannot be used, or the text cannot be split.
+        InputError: a source cannot be used, or the text cannot be split.
         StorageError: the folder cannot be written.
     """
     corpus = build_corpus(config.corpus, config.seed)
@@ -69,10 +69,8 @@ def build_corpus(config: CorpusConfig, seed: int) -> Corpus:
     """Read, clean, split and mix; the same config and seed give the same corpus.
 
     Raises:
-        ConfigurationError, InputError: a source cannot be used, or the text cannot be split.
+        InputError: a source cannot be used, or the text cannot be split.
     """
-    for source in config.sources:
-        check_languages(source)
     kept, source_counts, samples = _read_and_clean(config, seed)
     splits = split_records(kept, config.split, seed)
     split_rows = sum(map(len, splits.values()))

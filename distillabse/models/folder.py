@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from distillabse import layout
+from distillabse.models.teacher import no_progress_bars
 from distillabse.storage import read_json, write_json
 
 if TYPE_CHECKING:
@@ -27,15 +28,8 @@ _TRANSIENT_TOKENIZER_KEYS = (
 
 def save_encoder(encoder: SentenceTransformer, folder: Path) -> None:
     """Write weights (safetensors), tokenizer and module settings in their portable spelling into `folder`."""
-    from transformers.utils import logging as transformers_logging
-
-    bars_were_on = transformers_logging.is_progress_bar_enabled()
-    transformers_logging.disable_progress_bar()
-    try:
+    with no_progress_bars():
         encoder.save(str(folder), create_model_card=False)
-    finally:
-        if bars_were_on:
-            transformers_logging.enable_progress_bar()
     _portable_modules(folder)
     _portable_tokenizer(encoder, folder)
     lower_case = bool(getattr(encoder[0], "do_lower_case", False))

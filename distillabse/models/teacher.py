@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -66,19 +68,20 @@ def load_encoder(
     folder = Path(model)
     if folder.exists() and not (folder / layout.MODULES).is_file():
         raise InputError(
-            f"{model} holds no {layout.MODULES}, so it does not say how tokens are pooled into a sentence vector. "
-            f"Save it from sentence-transformers with a Pooling module: SentenceTransformer(modules=[...]).save({model!r})."
+            f"{model} holds no {layout.MODULES}, so it does not say how tokens are pooled into a sentence vector. Save "
+            f"it from sentence-transformers with a Pooling module: SentenceTransformer(modules=[...]).save({model!r})."
         )
     try:
         if not folder.exists() and not is_sentence_transformer_model(model, revision=revision):
             raise OSError(f"no {layout.MODULES} to be had for it")
-        encoder = SentenceTransformer(
-            model,
-            revision=revision,
-            trust_remote_code=trust_remote_code,
-            device=device,
-            model_kwargs={"use_safetensors": True, "dtype": "float32"},
-        )
+        with no_progress_bars():
+            encoder = SentenceTransformer(
+                model,
+                revision=revision,
+                trust_remote_code=trust_remote_code,
+                device=device,
+                model_kwargs={"use_safetensors": True, "dtype": "float32"},
+            )
     except (OSError, ValueError, RuntimeError) as error:
         raise InputError(_why_not_loaded(model, folder.exists(), error)) from error
     if not any(hasattr(module, "pooling_mode") for module in encoder):
@@ -86,6 +89,20 @@ def load_encoder(
             f"{model} has no Pooling module in {layout.MODULES}: sentence vectors are not defined. Add one."
         )
     return encoder
+
+
+@contextmanager
+def no_progress_bars() -> Iterator[None]:
+    """Without transformers' bars for reading and writing weights, which take no time worth showing."""
+    from transformers.utils import logging as transformers_logging
+
+    were_on = transformers_logging.is_progress_bar_enabled()
+    transformers_logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        if were_on:
+            transformers_logging.enable_progress_bar()
 
 
 def transformer_of(encoder: SentenceTransformer) -> Any:
@@ -111,7 +128,8 @@ def _why_not_loaded(model: str, is_folder: bool, error: Exception) -> str:
         return f"The encoder in {model} cannot be loaded: {error}"
     return (
         f"{model!r} is neither a local folder nor a sentence encoder that the hub gives out right now "
-        f"({_first_line(error)}). Check the name and the network, or download the model once elsewhere and give its folder; HF_HOME names the local cache."
+        f"({_first_line(error)}). Check the name and the network, or download the model once elsewhere "
+        "and give its folder; HF_HOME names the local cache."
     )
 
 

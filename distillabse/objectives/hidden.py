@@ -18,7 +18,7 @@ class Hidden(Objective):
         super().__init__()
         if teacher.hidden_size != student.hidden_size:
             raise ConfigurationError(
-                f"objectives.hidden: hidden sizes differ (teacher {teacher.hidden_size}, student {student.hidden_size}). "
+                f"objectives.hidden: the hidden sizes differ ({teacher.hidden_size} and {student.hidden_size}). "
                 "Use minilm_v2, which compares relations and needs no equal sizes."
             )
         self.weight = config.weight

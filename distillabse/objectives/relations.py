@@ -64,8 +64,8 @@ class MiniLM(Objective):
         super().__init__()
         if teacher.attention_heads != student.attention_heads:
             raise ConfigurationError(
-                f"objectives.minilm compares head by head, but the teacher has {teacher.attention_heads} attention heads "
-                f"and the student {student.attention_heads}. Use kind: minilm_v2, whose relation heads are free."
+                f"objectives.minilm compares head by head, but the teacher has {teacher.attention_heads} attention "
+                f"heads and the student {student.attention_heads}. Use kind: minilm_v2, whose relation heads are free."
             )
         if not config.attention and not config.value:
             raise ConfigurationError("objectives.minilm: set at least one of attention and value to true.")
@@ -94,8 +94,8 @@ class MiniLMv2(Objective):
                 common = math.gcd(teacher.hidden_size, student.hidden_size)
                 choices = [heads for heads in range(1, common + 1) if common % heads == 0 and heads <= 128]
                 raise ConfigurationError(
-                    f"objectives.minilm_v2.relation_heads: {config.relation_heads} does not divide the {owner}'s hidden "
-                    f"size {shape.hidden_size}. Choose one of {choices}."
+                    f"objectives.minilm_v2.relation_heads: {config.relation_heads} does not divide the {owner}'s "
+                    f"hidden size {shape.hidden_size}. Choose one of {choices}."
                 )
         self.weight = config.weight
         self.heads = config.relation_heads

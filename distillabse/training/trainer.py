@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import shutil
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -16,6 +17,7 @@ from transformers.trainer_callback import PrinterCallback
 
 from distillabse.errors import TrainingError
 from distillabse.models.folder import save_encoder
+from distillabse.storage import storage_errors
 from distillabse.training.data import PaddingCollator
 from distillabse.training.distiller import Distiller
 
@@ -115,7 +117,14 @@ class DistillationTrainer(Trainer):
 
     def _save_checkpoint(self, model: Any, trial: Any) -> None:
         self._mean_terms()
-        super()._save_checkpoint(model, trial)
+        folder = Path(self.args.output_dir) / f"checkpoint-{self.state.global_step}"
+        try:
+            with storage_errors(folder):
+                super()._save_checkpoint(model, trial)
+        except BaseException:
+            # Half a checkpoint must never be taken for one.
+            shutil.rmtree(folder, ignore_errors=True)
+            raise
 
     def _save(self, output_dir: str | None = None, state_dict: dict[str, Any] | None = None) -> None:
         if self.args.should_save:
