@@ -11,7 +11,6 @@ PIP_EXTRA ?=
 VENV ?= .venv
 BIN := $(VENV)/bin
 
-# uv is used where it is present and told to; pip is enough.
 INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check
 
 .PHONY: quickstart test check install clean

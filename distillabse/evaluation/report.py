@@ -143,6 +143,8 @@ def summary_table(report: dict[str, Any]) -> Table:
         caption="Median ms by batch size; vs: speed-up over the teacher at the smallest; fidelity on test.",
         box=box.SIMPLE,
         padding=(0, 1, 0, 0),
+        show_edge=False,
+        pad_edge=False,
         title_justify="left",
         caption_justify="left",
     )
