@@ -174,6 +174,10 @@ class StudentConfig(Schema):
     dense: Literal["drop", "copy"] = Field(
         "drop", description="What to do with the teacher's Dense head: drop it (every consumer agrees) or copy it."
     )
+    freeze_embeddings: bool = Field(
+        False,
+        description="Leave the embedding layer as the teacher's: faster, and no optimiser state for a large table.",
+    )
     dropout: Fraction = Field(0.0, description="Dropout while distilling; a student rarely needs any.")
 
     @field_validator("layers")
@@ -326,6 +330,11 @@ class JobConfig(Schema):
     objectives: list[ObjectiveConfig] = Field(min_length=1, description="Terms of the loss.")
     training: dict[str, Any] = Field(
         default_factory=dict, description="Any field of transformers.TrainingArguments, with its own name and meaning."
+    )
+    teacher_cache: bool = Field(
+        False,
+        description="Run the teacher once over the corpus and keep what the objectives need on disk (2 bytes a number, "
+        "tokens x hidden size for every tapped tensor) instead of running it in every epoch.",
     )
     early_stopping: EarlyStoppingConfig | None = None
     export: ExportConfig = Field(default_factory=ExportConfig)

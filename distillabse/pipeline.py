@@ -48,7 +48,7 @@ STAGES: dict[str, Stage] = {
     "corpus": Stage(("corpus", "seed"), (), corpus_stage),
     "vocabulary": Stage(("vocabulary", "teacher"), ("corpus",), vocabulary_stage),
     "distill": Stage(
-        ("teacher", "student", "objectives", "training", "early_stopping", "seed"),
+        ("teacher", "student", "objectives", "training", "teacher_cache", "early_stopping", "seed"),
         ("corpus", "vocabulary"),
         distill_stage,
     ),

@@ -108,6 +108,7 @@ def training_arguments(config: JobConfig, output_dir: Path) -> TrainingArguments
         "report_to": ["tensorboard"],
         "disable_tqdm": True,
         "logging_nan_inf_filter": False,
+        "remove_unused_columns": False,
     }
     asked = config.training
     if not torch.cuda.is_available():

@@ -15,8 +15,9 @@ from distillabse.config import (
 )
 from distillabse.errors import ConfigurationError, TrainingError
 from distillabse.models.student import build_student
-from distillabse.models.teacher import load_encoder, load_teacher
+from distillabse.models.teacher import load_encoder, load_teacher, transformer_of
 from distillabse.settings import training_arguments
+from distillabse.training.cache import build_cache
 from distillabse.training.data import PaddingCollator, tokenise, training_dataset
 from distillabse.training.distiller import Distiller
 from distillabse.training.stage import distill, held_out_fidelity
@@ -132,6 +133,40 @@ def test_a_checkpoint_is_a_student_that_sentence_transformers_loads(encoder_fold
     student = load_encoder(str(tmp_path / "checkpoint-12"))
     assert student.encode(sentences).shape == (len(sentences), 32)
     assert not (tmp_path / "checkpoint-12" / "training_args.bin").exists()
+
+
+def test_cached_teacher_signals_are_the_live_ones(encoder_folder, tmp_path, sentences):
+    teacher = load_teacher(TeacherConfig(model=str(encoder_folder)))
+    distiller = Distiller(build_student(teacher, StudentConfig(layers=2)), teacher, [*OBJECTIVES, HiddenObjective()])
+    dataset = training_dataset(teacher, sentences)
+    cache = build_cache(distiller, dataset, tmp_path, torch.device("cpu"), bf16=False)
+    batch = PaddingCollator(0, cache=cache)([dataset[row] for row in (5, 2, 0)])
+    cached = distiller(**batch)
+    live = distiller(batch["input_ids"], batch["attention_mask"])
+    assert cached["terms"].keys() == live["terms"].keys()
+    for name, term in live["terms"].items():
+        assert cached["terms"][name].item() == pytest.approx(term.item(), rel=2e-3, abs=1e-4), name
+
+
+def test_training_with_a_cache_follows_training_without(encoder_folder, tmp_path):
+    losses = []
+    for cached in (False, True):
+        config = job(encoder_folder)
+        config.teacher_cache = cached
+        _, history = train(config, encoder_folder, tmp_path / str(cached))
+        losses.append([entry["loss"] for entry in history["log"] if "loss" in entry])
+        assert not (tmp_path / str(cached) / "teacher-cache").exists()
+    np.testing.assert_allclose(losses[1], losses[0], rtol=5e-3)
+
+
+def test_frozen_embeddings_stay_the_teachers(encoder_folder, tmp_path):
+    config = job(encoder_folder)
+    config.student.freeze_embeddings = True
+    student, _ = train(config, encoder_folder, tmp_path)
+    teacher = load_teacher(config.teacher)
+    for name, parameter in transformer_of(student).named_parameters():
+        same = torch.equal(parameter, dict(transformer_of(teacher).named_parameters()).get(name, torch.empty(0)))
+        assert same == (name.startswith(("embeddings.", "pooler."))), name
 
 
 def test_accumulating_two_batches_equals_one_of_twice_the_size(encoder_folder, tmp_path):

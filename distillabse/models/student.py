@@ -51,6 +51,8 @@ def build_student(teacher: SentenceTransformer, config: StudentConfig) -> Senten
     )
     student.requires_grad_(True)
     _freeze_pooler(transformer.auto_model)
+    if config.freeze_embeddings:
+        transformer.auto_model.embeddings.requires_grad_(False)
     return student.train()
 
 

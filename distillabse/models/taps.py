@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 Kind = Literal["query", "key", "value", "hidden"]
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, order=True)
 class Tap:
     """One tensor to read: a projection of a layer's self-attention, or the layer's output. Layers count from 0."""
 

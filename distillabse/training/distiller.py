@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 from torch import Tensor, autocast, nn, no_grad
 
 from distillabse.config import ObjectiveConfig
-from distillabse.models.taps import TappedEncoder, shape_of
+from distillabse.models.taps import Signals, Tap, TappedEncoder, shape_of
 from distillabse.objectives import build_objective
 
 if TYPE_CHECKING:
@@ -32,7 +33,7 @@ class Distiller(nn.Module):
         teacher.requires_grad_(False).eval()
         # A tuple hides the teacher from nn.Module's registry.
         self._teacher = (teacher,)
-        self._tapped_teacher = TappedEncoder(teacher, _union(objective.teacher_taps for objective in self.objectives))
+        self._tapped_teacher = TappedEncoder(teacher, self.teacher_taps)
         self._tapped_student = TappedEncoder(student, _union(objective.student_taps for objective in self.objectives))
 
     @property
@@ -40,17 +41,37 @@ class Distiller(nn.Module):
         """The frozen teacher."""
         return self._teacher[0]
 
-    def forward(self, input_ids: Tensor, attention_mask: Tensor) -> dict[str, Any]:
+    @cached_property
+    def teacher_taps(self) -> tuple[Tap, ...]:
+        """What the objectives read from the teacher besides its sentence vector, in a fixed order."""
+        return tuple(sorted(_union(objective.teacher_taps for objective in self.objectives)))
+
+    def teacher_signals(self, input_ids: Tensor, attention_mask: Tensor) -> Signals:
+        """The frozen teacher's signals for a padded batch."""
+        with no_grad():
+            return self._tapped_teacher(input_ids, attention_mask)
+
+    def forward(
+        self,
+        input_ids: Tensor,
+        attention_mask: Tensor,
+        teacher_sentence: Tensor | None = None,
+        teacher_taps: Sequence[Tensor] = (),
+    ) -> dict[str, Any]:
         """Loss of a padded batch.
 
         Args:
             input_ids, attention_mask: int64 [batch, tokens].
+            teacher_sentence: the teacher's vectors [batch, dimension], if they are cached; else the teacher runs.
+            teacher_taps: with them, its taps [batch, tokens, width] in the order of `self.teacher_taps`.
 
         Returns:
             {"loss": float32 scalar with gradient, "terms": {name: detached weighted scalar}}; the terms sum to it.
         """
-        with no_grad():
-            target = self._tapped_teacher(input_ids, attention_mask)
+        if teacher_sentence is None:
+            target = self.teacher_signals(input_ids, attention_mask)
+        else:
+            target = Signals(teacher_sentence, dict(zip(self.teacher_taps, teacher_taps, strict=True)))
         output = self._tapped_student(input_ids, attention_mask)
         terms: dict[str, Tensor] = {}
         # Logarithms of small probabilities need float32, whatever precision the models run in.

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import logging
+import shutil
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -66,6 +68,7 @@ def distill(
     """Train a student of `teacher`; returns it with the history of the run."""
     from transformers import EarlyStoppingCallback
 
+    from distillabse.training.cache import build_cache
     from distillabse.training.data import training_dataset
     from distillabse.training.distiller import Distiller
     from distillabse.training.trainer import DistillationTrainer
@@ -75,11 +78,16 @@ def distill(
     callbacks: list[Any] = []
     if config.early_stopping is not None:
         callbacks.append(EarlyStoppingCallback(config.early_stopping.patience, config.early_stopping.threshold))
-    trainer = DistillationTrainer(
-        distiller, arguments, training_dataset(student, train), held_out_fidelity(teacher, dev), callbacks
-    )
+    sentences = training_dataset(student, train)
     started = time.monotonic()
-    trainer.train(resume_from_checkpoint=checkpoint)
+    with _cache_folder(arguments) as folder:
+        cache = None
+        if config.teacher_cache:
+            cache = build_cache(distiller, sentences, folder, arguments.device, arguments.bf16)
+        trainer = DistillationTrainer(
+            distiller, arguments, sentences, held_out_fidelity(teacher, dev), callbacks, cache
+        )
+        trainer.train(resume_from_checkpoint=checkpoint)
     seconds = time.monotonic() - started
     trained = trainer.state.global_step * arguments.train_batch_size * arguments.gradient_accumulation_steps
     history = {
@@ -93,6 +101,18 @@ def distill(
         "resumed_from": Path(checkpoint).name if checkpoint else None,
     }
     return student.eval(), history
+
+
+@contextmanager
+def _cache_folder(arguments: TrainingArguments) -> Iterator[Path]:
+    """An empty folder beside the checkpoints, removed afterwards and, if a killed run left it behind, before."""
+    folder = Path(arguments.output_dir) / "teacher-cache"
+    shutil.rmtree(folder, ignore_errors=True)
+    folder.mkdir(parents=True)
+    try:
+        yield folder
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
 
 
 def held_out_fidelity(

@@ -18,6 +18,7 @@ from transformers.trainer_callback import PrinterCallback
 from distillabse.errors import TrainingError
 from distillabse.models.folder import save_encoder
 from distillabse.storage import storage_errors
+from distillabse.training.cache import TeacherCache
 from distillabse.training.data import PaddingCollator
 from distillabse.training.distiller import Distiller
 
@@ -38,15 +39,17 @@ class DistillationTrainer(Trainer):
         sentences: Dataset,
         held_out_fidelity: Callable[[SentenceTransformer], dict[str, float]] | None = None,
         callbacks: list[TrainerCallback] | None = None,
+        cache: TeacherCache | None = None,
     ) -> None:
         """Prepare training.
 
         Args:
             distiller: student, teacher and objectives.
             arguments: as in any transformers training.
-            sentences: columns input_ids and length.
+            sentences: columns input_ids, length and row.
             held_out_fidelity: figures of the student on held-out text; called at every evaluation.
             callbacks: further callbacks, such as early stopping.
+            cache: the teacher's signals, if they were computed beforehand.
         """
         multiple = 8 if arguments.device.type == "cuda" else 1
         super().__init__(
@@ -55,7 +58,7 @@ class DistillationTrainer(Trainer):
             train_dataset=sentences,
             # The Trainer wants a dataset to evaluate on; `evaluate` measures fidelity instead of iterating over it.
             eval_dataset=sentences.select([0]) if held_out_fidelity else None,
-            data_collator=PaddingCollator(distiller.student.tokenizer.pad_token_id, multiple),
+            data_collator=PaddingCollator(distiller.student.tokenizer.pad_token_id, multiple, cache),
             callbacks=callbacks,
         )
         self.remove_callback(PrinterCallback)
