@@ -11,6 +11,7 @@ import yaml
 from tiny import tiny_encoder
 
 from distillabse import cli
+from distillabse.export.bundle import broken_checksums
 
 WORDS = """man woman dog cat house city street car train night morning friend tree water book day hand year child
 world""".split()
@@ -69,6 +70,9 @@ def test_run_makes_every_product_and_a_second_run_skips_every_stage(job, monkeyp
     assert {"teacher-torch", "teacher-onnx"} <= set(report["latency"])
     assert (run / "report" / "report.html").stat().st_size > 10_000
     assert "tiny" in (run / "bundle" / "README.md").read_text()
+    assert broken_checksums(run / "bundle") == []
+    provenance = json.loads((run / "bundle" / "distillabse.json").read_text())
+    assert provenance["figures"]["fidelity"] == report["fidelity"]
     record = json.loads((run / "run.json").read_text())
     assert len(record["config_hash"]) == 64 and record["environment"]["versions"]["torch"]
     before = {path: path.stat().st_mtime_ns for path in run.rglob("*.json") if path.name != "run.json"}

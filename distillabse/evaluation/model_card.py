@@ -9,7 +9,8 @@ from typing import Any
 from distillabse import layout
 from distillabse.errors import InputError
 from distillabse.evaluation.templates import flatten, render
-from distillabse.storage import new_file, read_json, sha256_of_file
+from distillabse.export.bundle import replace_in_bundle
+from distillabse.storage import read_json
 
 _CPUS = {
     "avx512_vnni": "x86-64 with AVX-512 VNNI",
@@ -54,22 +55,7 @@ def write_model_card(run: layout.RunFolder, report: dict[str, Any]) -> None:
     Raises:
         InputError: the run folder has no bundle.
     """
-    card = run.bundle / layout.MODEL_CARD
-    text = model_card(run, report)
-    with new_file(card) as temporary:
-        temporary.write_text(text, encoding="utf-8")
-    _refresh_checksum(run.bundle / layout.CHECKSUMS, card)
-
-
-def _refresh_checksum(checksums: Path, file: Path) -> None:
-    if not checksums.exists():
-        return
-    name = file.relative_to(checksums.parent).as_posix()
-    hash_by_name = {line[66:]: line[:64] for line in checksums.read_text(encoding="utf-8").splitlines()}
-    hash_by_name[name] = sha256_of_file(file)
-    with new_file(checksums) as temporary:
-        lines = (f"{checksum}  {path}\n" for path, checksum in hash_by_name.items())
-        temporary.write_text("".join(lines), encoding="utf-8")
+    replace_in_bundle(run.bundle, layout.MODEL_CARD, model_card(run, report))
 
 
 def _metadata(report: dict[str, Any]) -> str:

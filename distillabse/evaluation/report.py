@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -12,6 +13,7 @@ from distillabse.errors import InputError
 from distillabse.evaluation.model_card import write_model_card
 from distillabse.evaluation.plots import figures
 from distillabse.evaluation.templates import cosine, gain, megabytes, milliseconds, ratio, render, title
+from distillabse.export.bundle import replace_in_bundle
 from distillabse.layout import RunFolder
 from distillabse.settings import config_hash, load_config
 from distillabse.storage import new_folder, read_json, write_json
@@ -49,6 +51,7 @@ def report_stage(config: JobConfig, run: RunFolder) -> dict[str, Any]:
     report = collect(run)
     page = render_page(report)
     write_model_card(run, report)
+    _write_figures(run, report)
     with new_folder(run.report) as folder:
         write_json(folder / run.report_json.name, report)
         (folder / run.report_html.name).write_text(page, encoding="utf-8")
@@ -167,6 +170,14 @@ def summary_table(report: dict[str, Any]) -> Table:
             *(ratio(first.get(f"speedup_vs_teacher_{baseline}")) for baseline in ("onnx", "torch")),
         )
     return table
+
+
+def _write_figures(run: RunFolder, report: dict[str, Any]) -> None:
+    """The bundle says itself what was measured of it."""
+    provenance = _if_present(run.bundle / layout.PROVENANCE) or {}
+    provenance["figures"] = {key: report[key] for key in ("size_bytes", "fidelity", "invariance", "latency")}
+    text = json.dumps(provenance, indent=2, ensure_ascii=False) + "\n"
+    replace_in_bundle(run.bundle, layout.PROVENANCE, text)
 
 
 def _headline(report: dict[str, Any]) -> dict[str, Any]:

@@ -10,7 +10,7 @@ from distillabse import layout
 from distillabse.config import ExportConfig, Int8Config, JobConfig
 from distillabse.errors import InputError
 from distillabse.layout import RunFolder
-from distillabse.storage import new_folder, read_json, sha256_of_file, write_json
+from distillabse.storage import new_file, new_folder, read_json, sha256_of_file, write_json
 
 if TYPE_CHECKING:
     from sentence_transformers import SentenceTransformer
@@ -74,6 +74,19 @@ def write_checksums(folder: Path) -> None:
     files = sorted(path for path in folder.rglob("*") if path.is_file() and path.name != layout.CHECKSUMS)
     lines = [f"{sha256_of_file(path)}  {path.relative_to(folder).as_posix()}\n" for path in files]
     (folder / layout.CHECKSUMS).write_text("".join(lines), encoding="utf-8")
+
+
+def replace_in_bundle(bundle: Path, name: str, text: str) -> None:
+    """Replace one text file of a finished bundle, and its line in the checksums, if it has any."""
+    with new_file(bundle / name) as temporary:
+        temporary.write_text(text, encoding="utf-8")
+    checksums = bundle / layout.CHECKSUMS
+    if checksums.is_file():
+        entries = [line.split("  ", 1) for line in checksums.read_text(encoding="utf-8").splitlines()]
+        digests = {file: digest for digest, file in entries}
+        digests[name] = sha256_of_file(bundle / name)
+        with new_file(checksums) as temporary:
+            temporary.write_text("".join(f"{digests[file]}  {file}\n" for file in digests), encoding="utf-8")
 
 
 def broken_checksums(folder: Path) -> list[str]:
