@@ -152,6 +152,17 @@ def test_bundle_is_the_folder_that_consumers_expect(exported, sentences):
     assert json.loads((bundle / "distillabse.json").read_text())["int8"] == {"matmuls": 24, "embeddings": 1}
 
 
+def test_a_default_prompt_belongs_to_the_vector_everywhere(encoder_folder, tmp_path, sentences):
+    encoder = load_encoder(str(encoder_folder))
+    plain = encoder.encode(sentences)
+    encoder.prompts, encoder.default_prompt_name = {"query": "my old friend "}, "query"
+    write_bundle(encoder, tmp_path, ExportConfig(), {})
+    expected = encoder.encode(sentences)
+    assert np.abs(expected - plain).max() > 0.01
+    np.testing.assert_allclose(Encoder(tmp_path, file=layout.ONNX_FP32).encode(sentences), expected, atol=2e-5)
+    np.testing.assert_allclose(load_encoder(str(tmp_path)).encode(sentences), expected, atol=1e-6)
+
+
 def test_checksums_notice_a_changed_and_a_missing_file(exported, tmp_path):
     import shutil
 

@@ -21,6 +21,7 @@ from distillabse.training.cache import build_cache
 from distillabse.training.data import PaddingCollator, tokenise, training_dataset
 from distillabse.training.distiller import Distiller
 from distillabse.training.stage import distill, held_out_fidelity
+from distillabse.training.trainer import DistillationTrainer
 
 OBJECTIVES = [CosineObjective(), MiniLMObjective(weight=0.5), MiniLMv2Objective(relation_heads=8, weight=0.1)]
 WORDS = """the man woman dog cat house city walk run small big old red blue water tree night day hand friend
@@ -195,6 +196,16 @@ def test_early_stopping_on_held_out_skill(encoder_folder, tmp_path):
     config.early_stopping = {"patience": 2, "threshold": 0.001}
     _, history = train(config, encoder_folder, tmp_path)
     assert history["steps"] == 12
+
+
+def test_several_gpus_are_refused_with_the_remedy(encoder_folder, tmp_path):
+    config = job(encoder_folder)
+    teacher = load_teacher(config.teacher)
+    distiller = Distiller(build_student(teacher, config.student), teacher, OBJECTIVES)
+    arguments = training_arguments(config, tmp_path)
+    arguments._n_gpu = 2
+    with pytest.raises(ConfigurationError, match=r"2 GPUs .*CUDA_VISIBLE_DEVICES=0"):
+        DistillationTrainer(distiller, arguments, training_dataset(teacher, ["one", "two"]))
 
 
 def test_tokens_are_those_of_encode(encoder_folder, sentences):

@@ -15,7 +15,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from transformers import Trainer, TrainerCallback, TrainingArguments
 from transformers.trainer_callback import PrinterCallback
 
-from distillabse.errors import TrainingError
+from distillabse.errors import ConfigurationError, TrainingError
 from distillabse.models.folder import save_encoder
 from distillabse.storage import storage_errors
 from distillabse.training.cache import TeacherCache
@@ -50,7 +50,14 @@ class DistillationTrainer(Trainer):
             held_out_fidelity: figures of the student on held-out text; called at every evaluation.
             callbacks: further callbacks, such as early stopping.
             cache: the teacher's signals, if they were computed beforehand.
+
+        Raises:
+            ConfigurationError: one process sees several GPUs.
         """
+        if arguments.n_gpu > 1:
+            raise ConfigurationError(
+                f"{arguments.n_gpu} GPUs are visible, but a job trains on one. Choose it, e.g. with CUDA_VISIBLE_DEVICES=0."
+            )
         multiple = 8 if arguments.device.type == "cuda" else 1
         super().__init__(
             model=distiller,
