@@ -56,7 +56,7 @@ class DistillationTrainer(Trainer):
         """
         if arguments.n_gpu > 1:
             raise ConfigurationError(
-                f"{arguments.n_gpu} GPUs are visible, but a job trains on one. Choose it, e.g. with CUDA_VISIBLE_DEVICES=0."
+                f"{arguments.n_gpu} GPUs are visible, but a job trains on one: choose it with CUDA_VISIBLE_DEVICES=0."
             )
         multiple = 8 if arguments.device.type == "cuda" else 1
         super().__init__(
