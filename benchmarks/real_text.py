@@ -94,7 +94,7 @@ def plot(results: dict[str, Any], path: Path) -> None:
         label = f"{recipe} ({minutes:.0f} min, {result['training']['precision']})"
         curve.plot([point["step"] for point in points], [point["cosine"] for point in points], marker="o", label=label)
         sets = result["fidelity"]["onnx-int8"]
-        places = [position + 0.4 * index - 0.2 for position in range(len(sets))]
+        places = [position + 0.4 * (index - (len(results) - 1) / 2) for position in range(len(sets))]
         bars.bar(places, [row["cosine_mean"] for row in sets.values()], 0.38, label=recipe)
         for position, row in enumerate(sets.values()):
             bars.hlines(row["constant_baseline"], position - 0.4, position + 0.4, colors="black", linestyles="dotted")

@@ -202,10 +202,6 @@ def session_options(threads: int | None = None) -> onnxruntime.SessionOptions:
     options.execution_mode = runtime.ExecutionMode.ORT_SEQUENTIAL
     if threads is not None:
         options.intra_op_num_threads = threads
-    # ONNX Runtime would fuse every residual sum with the layer norm behind it as it loads the graph. On CPUs with
-    # AVX512-VNNI the fused kernel measured several times slower than the two plain ones: a 6-layer INT8 encoder at
-    # batch 32 took 29.6 ms with the fusion and 26.1 ms without it.
-    options.add_session_config_entry("optimization.disable_specified_optimizers", "SkipLayerNormFusion")
     return options
 
 

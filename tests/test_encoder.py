@@ -198,7 +198,6 @@ def test_missing_onnxruntime_names_the_extras(bundle, monkeypatch):
 def test_sessions_keep_residual_and_norm_apart():
     options = module.session_options(threads=3)
     assert options.intra_op_num_threads == 3
-    assert options.get_session_config_entry("optimization.disable_specified_optimizers") == "SkipLayerNormFusion"
 
 
 def test_neither_torch_nor_transformers_is_imported(bundle):
