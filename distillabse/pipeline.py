@@ -54,7 +54,7 @@ STAGES: dict[str, Stage] = {
     ),
     "export": Stage(("export",), ("distill",), export_stage),
     "verify": Stage(("teacher", "evaluation", "gates", "seed"), ("corpus", "export"), verify_stage),
-    "bench": Stage(("teacher", "bench", "seed"), ("corpus", "export"), bench_stage),
+    "bench": Stage(("teacher", "evaluation", "bench", "seed"), ("corpus", "export"), bench_stage),
     "report": Stage(("name",), ("corpus", "vocabulary", "distill", "verify", "bench"), report_stage),
 }
 

@@ -13,23 +13,30 @@ from distillabse.layout import RunFolder
 TEST = "test"
 
 
+def corpus_test_set(config: JobConfig, run: RunFolder) -> list[Sentence]:
+    """The corpus's own test split: a seeded sample of at most `max_sentences` distinct sentences.
+
+    Raises:
+        InputError: the corpus stage has not run, or held out fewer than two sentences.
+    """
+    return _sample(TEST, sentences(read_records(run.split("test"))), config)
+
+
 def evaluation_sets(config: JobConfig, run: RunFolder) -> dict[str, list[Sentence]]:
-    """The corpus's test split as 'test', then every set of `config.evaluation`, each a seeded sample of at most
-    `max_sentences` distinct sentences.
+    """The test split as 'test', then every set of `config.evaluation`, sampled in the same way.
 
     Raises:
         InputError: a set cannot be read or holds fewer than two sentences, or the corpus stage has not run.
-    """  # noqa: D205
-    limit = config.evaluation.max_sentences
-    found = {TEST: _sample(sentences(read_records(run.split("test"))), limit, config.seed)}
+    """
+    found = {TEST: corpus_test_set(config, run)}
     for name, source in config.evaluation.sets.items():
         records = [record for record in read_source(source, config.seed) if isinstance(record, Record)]
-        found[name] = _sample(sentences(records), limit, config.seed)
-    for name, chosen in found.items():
-        if len(chosen) < 2:
-            raise InputError(f"evaluation set {name!r} holds {len(chosen)} sentences; fidelity needs at least two.")
+        found[name] = _sample(name, sentences(records), config)
     return found
 
 
-def _sample(available: list[Sentence], limit: int, seed: int) -> list[Sentence]:
-    return available if len(available) <= limit else random.Random(seed).sample(available, limit)
+def _sample(name: str, available: list[Sentence], config: JobConfig) -> list[Sentence]:
+    if len(available) < 2:
+        raise InputError(f"evaluation set {name!r} holds {len(available)} sentences; fidelity needs at least two.")
+    limit = config.evaluation.max_sentences
+    return available if len(available) <= limit else random.Random(config.seed).sample(available, limit)
