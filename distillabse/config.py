@@ -32,6 +32,10 @@ class TeacherConfig(Schema):
         None, description="Commit or tag of the hub repository; pin it for a reproducible job."
     )
     max_length: int | None = Field(None, ge=4, description="Longest input in tokens; by default the teacher's own.")
+    random_weights: bool = Field(
+        False,
+        description="The weights are a random stand-in: only size and speed mean anything, and every result says so.",
+    )
     trust_remote_code: bool = Field(
         False, description="Run Python code that comes with the model. Off unless you trust it."
     )

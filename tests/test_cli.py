@@ -88,6 +88,14 @@ def test_a_changed_gate_runs_verify_and_report_again_but_not_training(job, monke
     assert {name for name in stamps if stamps[name] != after[name]} == {"verify"}
 
 
+def test_a_stand_in_with_random_weights_is_named_in_every_result(job, monkeypatch):
+    assert call("run", job, "name=stand-in", "teacher.random_weights=true", monkeypatch=monkeypatch) == 0
+    run = run_folder(job).with_name("stand-in")
+    assert json.loads((run / "bench" / "bench.json").read_text())["random_weights"] is True
+    for product in (run / "report" / "report.html", run / "bundle" / "README.md"):
+        assert "Random weights stand in for the teacher" in product.read_text(), product
+
+
 def test_a_failed_gate_is_exit_status_1_and_verify_json_is_written(job, monkeypatch, capsys):
     assert call("verify", job, "gates.teacher_cosine_mean=1.0", monkeypatch=monkeypatch) == 1
     assert "mean cosine to the teacher of onnx-int8" in capsys.readouterr().err

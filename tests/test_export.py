@@ -13,7 +13,7 @@ from distillabse.corpus.records import Sentence
 from distillabse.encoder import Encoder, session
 from distillabse.evaluation.fidelity import row_cosines
 from distillabse.export.bundle import broken_checksums, write_bundle
-from distillabse.export.graph import count_after_optimisation
+from distillabse.export.graph import count_after_optimisation, export_graph
 from distillabse.export.quantize import quantize, quantize_columns
 from distillabse.export.verify import FP32, INT8, TORCH, onnx_invariance, torch_invariance, verify
 from distillabse.models.teacher import load_encoder, load_teacher
@@ -59,6 +59,20 @@ def test_fp32_graph_equals_torch_for_any_shape(exported, batch, tokens):
     np.testing.assert_allclose(vectors, features["sentence_embedding"], atol=2e-5)
     real = mask.astype(bool)
     np.testing.assert_allclose(states[real], features["token_embeddings"].numpy()[real], atol=1e-4)
+
+
+@pytest.mark.parametrize(("limit", "files"), [(10**9, ["model.onnx"]), (1000, ["model.onnx", "model.onnx_data"])])
+def test_weights_are_in_the_graph_or_beside_it(exported, sentences, tmp_path, monkeypatch, limit, files):
+    """One file while protobuf can hold it; nothing that the exporter wrote in between stays behind."""
+    encoder, bundle = exported
+    monkeypatch.setattr("distillabse.export.graph._PROTOBUF_LIMIT", limit)
+    export_graph(encoder, tmp_path / layout.ONNX_FP32)
+    assert sorted(path.name for path in (tmp_path / "onnx").iterdir()) == files
+    inputs = Encoder(bundle, file=layout.ONNX_FP32).tokenize(sentences)
+    vectors = session(tmp_path / layout.ONNX_FP32).run(["sentence_embedding"], inputs)[0]
+    np.testing.assert_allclose(vectors, encoder.encode(sentences), atol=2e-5)
+    quantize(tmp_path / layout.ONNX_FP32, tmp_path / "int8.onnx")
+    assert row_cosines(session(tmp_path / "int8.onnx").run(["sentence_embedding"], inputs)[0], vectors).min() > 0.99
 
 
 def test_everything_that_should_fuse_does(exported):

@@ -56,7 +56,7 @@ def bench_stage(config: JobConfig, run: RunFolder) -> None:
     result.update(
         size_bytes=sizes,
         parameters={"teacher": count_parameters(teacher), "student": count_parameters(load_encoder(str(run.bundle)))},
-        random_weights=False,
+        random_weights=config.teacher.random_weights,
         environment=describe_environment(),
     )
     with new_folder(run.bench) as product:

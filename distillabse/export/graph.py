@@ -15,7 +15,6 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor, nn
 
-from distillabse.errors import StorageError
 from distillabse.models.teacher import transformer_of
 
 if TYPE_CHECKING:
@@ -62,9 +61,6 @@ def export_graph(encoder: SentenceTransformer, path: Path, opset: int = 18) -> N
     """Write the fp32 graph of `encoder` to `path`; both axes of both inputs are dynamic.
 
     A graph over protobuf's 2 GB keeps its weights in `<name>_data` beside it.
-
-    Raises:
-        StorageError: the exporter wrote nothing usable.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     graph = EncoderGraph(encoder).eval().to("cpu")
@@ -84,13 +80,10 @@ def export_graph(encoder: SentenceTransformer, path: Path, opset: int = 18) -> N
             input_names=list(INPUTS),
             output_names=list(OUTPUTS),
             dynamic_shapes=dict.fromkeys(INPUTS, axes),
-            external_data=size > _PROTOBUF_LIMIT,
+            external_data=True,
             verbose=False,
         )
-    if not path.is_file():
-        raise StorageError(f"The exporter wrote no {path}.")
-    if size <= _PROTOBUF_LIMIT:
-        _strip_descriptions(path)
+    _tidy(path, inline=size <= _PROTOBUF_LIMIT)
 
 
 def count_operators(path: Path) -> Counter[str]:
@@ -125,8 +118,12 @@ def _spell_out_gelu(model: nn.Module) -> None:
                 setattr(module, name, FusableGELU())
 
 
-def _strip_descriptions(path: Path) -> None:
-    """Node names, stack traces and source paths of the exporting machine do not belong into a product."""
+def _tidy(path: Path, inline: bool) -> None:
+    """Drop what describes the exporting machine, and put the weights where consumers look for them.
+
+    Node names, stack traces and source paths do not belong into a product. Weights go into the graph itself, or, where
+    protobuf cannot hold them, into `<name>_data`.
+    """
     import onnx
 
     model = onnx.load(str(path))
@@ -139,8 +136,13 @@ def _strip_descriptions(path: Path) -> None:
     del model.graph.metadata_props[:]
     del model.metadata_props[:]
     model.producer_name = "distillabse"
-    onnx.checker.check_model(model)
-    onnx.save(model, str(path))
+    for written in path.parent.glob(f"{path.name}*"):
+        written.unlink()
+    if inline:
+        onnx.save(model, str(path))
+    else:
+        onnx.save(model, str(path), save_as_external_data=True, location=f"{path.name}_data")
+    onnx.checker.check_model(str(path))
 
 
 class _quiet_exporter:
