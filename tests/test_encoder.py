@@ -195,7 +195,7 @@ def test_missing_onnxruntime_names_the_extras(bundle, monkeypatch):
         Encoder(bundle)
 
 
-def test_sessions_keep_residual_and_norm_apart():
+def test_sessions_run_on_the_threads_that_were_asked_for():
     options = module.session_options(threads=3)
     assert options.intra_op_num_threads == 3
 

@@ -168,6 +168,7 @@ def test_saved_folder_is_portable_and_loads_alike(folder, request, tmp_path, sen
     assert json.loads((tmp_path / "sentence_bert_config.json").read_text())["max_seq_length"] == 64
     assert (tmp_path / "vocab.txt").read_text().splitlines()[:2] == ["[PAD]", "[UNK]"]
     assert not list(tmp_path.rglob("*.bin")) and (tmp_path / "model.safetensors").is_file()
+    assert all(path.stat().st_mode & 0o044 == 0o044 for path in tmp_path.rglob("*") if path.is_file())
     np.testing.assert_allclose(load_encoder(str(tmp_path)).encode(sentences), teacher.encode(sentences), atol=1e-6)
 
 

@@ -30,6 +30,9 @@ def save_encoder(encoder: SentenceTransformer, folder: Path) -> None:
     """Write weights (safetensors), tokenizer and module settings in their portable spelling into `folder`."""
     with no_progress_bars():
         encoder.save(str(folder), create_model_card=False)
+    for weights in folder.rglob("*.safetensors"):
+        # safetensors writes for the owner alone; whoever serves the folder must read it.
+        weights.chmod(0o644)
     _portable_modules(folder)
     _portable_tokenizer(encoder, folder)
     lower_case = bool(getattr(encoder[0], "do_lower_case", False))
