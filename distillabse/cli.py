@@ -16,7 +16,7 @@ import typer
 from rich.console import Console
 from rich.logging import RichHandler
 
-from distillabse.errors import ConfigurationError, DistillabseError, InputError
+from distillabse.errors import ConfigurationError, DistillabseError, GateFailed, InputError
 
 if TYPE_CHECKING:
     from distillabse.config import JobConfig
@@ -97,16 +97,63 @@ def corpus(config: Config, overrides: Overrides = None) -> None:
 
 
 @app.command()
-def vocabulary(config: Config, overrides: Overrides = None) -> None:
-    """Count what the corpus uses of the teacher's vocabulary.
+def plan(
+    config: Config,
+    overrides: Overrides = None,
+    speedup: Annotated[float | None, typer.Option(help="Times the teacher's speed in ONNX Runtime fp32.")] = None,
+    batch: Annotated[int | None, typer.Option(help="Batch size at which it must be reached.")] = None,
+    force: Annotated[bool, typer.Option("--force", help="Measure everything again.")] = False,
+) -> None:
+    """Measure students of many shapes before training one; exit status 1 when none is fast enough.
 
-    Example: distillabse vocabulary quickstart
+    Example: distillabse plan quickstart --speedup 4 --batch 1
     """
-    from distillabse.models.vocabulary import vocabulary_table
+    from distillabse.evaluation.plan_views import plan_table
+    from distillabse.layout import RunFolder
+    from distillabse.pipeline import run_plan
     from distillabse.storage import read_json
+
+    asked = {"plan.speedup": speedup, "plan.batch": batch}
+    given = [f"{key}={value}" for key, value in asked.items() if value is not None]
+    job = _load(config, [*(overrides or []), *given])
+    folder, console = RunFolder(job.run_folder), Console()
+    try:
+        run_plan(job, force=force)
+    except GateFailed:  # what was measured is worth seeing all the same
+        console.print(plan_table(read_json(folder.plan_result)))
+        raise
+    console.print(plan_table(read_json(folder.plan_result)))
+    block = folder.planned_student.read_text(encoding="utf-8")
+    console.print(f"\n{block}", markup=False, highlight=False, soft_wrap=True)
+    console.print(
+        f"Student block: [bold]{folder.planned_student}[/bold]   Figure: {folder.plan_figure}", soft_wrap=True
+    )
+
+
+@app.command()
+def vocabulary(config: Config, overrides: Overrides = None) -> None:
+    """Count what the corpus uses of the teacher's vocabulary, and trim it where the configuration says so.
+
+    Example: distillabse vocabulary quickstart vocabulary.kind=trim vocabulary.size=8000
+    """
+    from distillabse.storage import read_json
+    from distillabse.vocabulary.stage import vocabulary_table
 
     folder = _stage("vocabulary", config, overrides)
     Console().print(vocabulary_table(read_json(folder.vocabulary_counts)))
+
+
+@app.command()
+def assistant(
+    config: Config,
+    overrides: Overrides = None,
+    resume: Annotated[bool, typer.Option("--resume", help="Go on from the newest checkpoint.")] = False,
+) -> None:
+    """Train the teacher assistant, where the configuration has one.
+
+    Example: distillabse assistant labse-small --resume
+    """
+    _stage("assistant", config, overrides, resume=resume)
 
 
 @app.command()

@@ -16,6 +16,13 @@ MODEL_CARD = "README.md"
 CHECKSUMS = "SHA256SUMS"
 PROVENANCE = "distillabse.json"
 ONNX_FP32 = "onnx/model.onnx"
+OBJECTIVES = "objectives.safetensors"
+# Where a student's vectors are narrower than its teacher's: the matrix that takes a teacher's vector to them.
+TEACHER_PROJECTION = "teacher_projection.safetensors"
+
+# What is kept of each shape that the planner builds and measures.
+CANDIDATE = "candidate.json"
+MEASUREMENT = "measurement.json"
 
 # The names that sentence-transformers and optimum use for INT8 graphs, by the CPU they are made for.
 ONNX_INT8 = {
@@ -63,7 +70,7 @@ class RunFolder:
 
     @property
     def vocabulary(self) -> Path:
-        """Folder: vocabulary.json."""
+        """Folder: vocabulary.json, token_counts.npy, and with a trimmed vocabulary teacher/."""
         return self.root / "vocabulary"
 
     @property
@@ -72,9 +79,54 @@ class RunFolder:
         return self.vocabulary / "vocabulary.json"
 
     @property
+    def token_counts(self) -> Path:
+        """How often the corpus uses each row of the student's vocabulary: int64 [rows]."""
+        return self.vocabulary / "token_counts.npy"
+
+    @property
+    def trimmed_teacher(self) -> Path:
+        """The teacher with the rows that the corpus needs: a folder that SentenceTransformer loads."""
+        return self.vocabulary / "teacher"
+
+    @property
+    def plan(self) -> Path:
+        """Folder: plan.json, plan.svg, student.yaml, and candidates/ with what was built and measured."""
+        return self.root / "plan"
+
+    @property
+    def plan_result(self) -> Path:
+        """What the planner measured."""
+        return self.plan / "plan.json"
+
+    @property
+    def plan_figure(self) -> Path:
+        """The same as a figure."""
+        return self.plan / "plan.svg"
+
+    @property
+    def planned_student(self) -> Path:
+        """The chosen student block, ready to paste into a configuration."""
+        return self.plan / "student.yaml"
+
+    @property
+    def candidates(self) -> Path:
+        """A folder for every shape: its graph, and what was measured of it."""
+        return self.plan / "candidates"
+
+    @property
+    def assistant(self) -> Path:
+        """The trained teacher assistant: a folder that SentenceTransformer loads."""
+        return self.root / "assistant"
+
+    @property
     def checkpoints(self) -> Path:
         """Working area of the trainer."""
         return self.root / "checkpoints"
+
+    @property
+    def assistant_checkpoints(self) -> Path:
+        """Working area of the trainer for the assistant."""
+        return self.root / "assistant-checkpoints"
 
     @property
     def student(self) -> Path:

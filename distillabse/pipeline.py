@@ -12,19 +12,22 @@ from typing import Any
 
 import yaml
 
-from distillabse.config import JobConfig
+from distillabse.config import DenseStudentConfig, JobConfig
 from distillabse.corpus.build import corpus_stage
 from distillabse.environment import check_onnxruntime, describe_environment, require_device
-from distillabse.errors import InputError
+from distillabse.errors import ConfigurationError, InputError
 from distillabse.evaluation.bench import bench_stage
+from distillabse.evaluation.plan import forget_measurements, plan_stage, require_plannable
 from distillabse.evaluation.report import report_stage
 from distillabse.export.bundle import export_stage
 from distillabse.export.verify import verify_stage
 from distillabse.layout import RunFolder
-from distillabse.models.vocabulary import vocabulary_stage
+from distillabse.models.shape import resolve_shape, transformer_shape
+from distillabse.models.teacher import teacher_settings
 from distillabse.settings import config_hash
 from distillabse.storage import new_file, read_json, sha256_of_json, write_json
-from distillabse.training.stage import distill_stage
+from distillabse.training.stage import assistant_stage, distill_stage
+from distillabse.vocabulary.stage import vocabulary_stage
 
 logger = logging.getLogger(__name__)
 
@@ -41,15 +44,16 @@ class Stage:
 
     reads: tuple[str, ...]
     after: tuple[str, ...]
-    run: Callable[[JobConfig, RunFolder], object]
+    run: Callable[..., object]
 
 
 STAGES: dict[str, Stage] = {
     "corpus": Stage(("corpus", "seed"), (), corpus_stage),
     "vocabulary": Stage(("vocabulary", "teacher"), ("corpus",), vocabulary_stage),
+    "assistant": Stage(("teacher", "assistant", "seed"), ("corpus", "vocabulary"), assistant_stage),
     "distill": Stage(
         ("teacher", "student", "objectives", "training", "teacher_cache", "early_stopping", "seed"),
-        ("corpus", "vocabulary"),
+        ("corpus", "vocabulary", "assistant"),
         distill_stage,
     ),
     "export": Stage(("export",), ("distill",), export_stage),
@@ -59,13 +63,16 @@ STAGES: dict[str, Stage] = {
 }
 
 
+_TRAINED = ("assistant", "distill")
+
+
 def run_job(config: JobConfig, *, force: bool = False) -> RunFolder:
     """Run every stage whose inputs have changed since it last ran; `force` runs them all.
 
     An interrupted distill stage goes on from its newest checkpoint.
     """
     run = prepare(config)
-    for name in STAGES:
+    for name in stages_of(config):
         if not force and is_current(name, config, run):
             logger.info("%s: nothing has changed, skipped", name)
         else:
@@ -73,21 +80,46 @@ def run_job(config: JobConfig, *, force: bool = False) -> RunFolder:
     return run
 
 
+def run_plan(config: JobConfig, *, force: bool = False) -> RunFolder:
+    """Run the stages that the planner reads where they are not current, then the planner; `force` measures all again.
+
+    Raises:
+        GateFailed: no shape reaches the speedup.
+    """
+    run = prepare(config)
+    require_plannable(config)
+    for name in ("corpus", "vocabulary"):
+        if not is_current(name, config, run):
+            run_stage(name, config, run)
+    if force:
+        forget_measurements(run)
+    plan_stage(config, run)
+    return run
+
+
+def stages_of(config: JobConfig) -> list[str]:
+    """The stages of a job in their order: only one with an assistant trains it."""
+    return [name for name in STAGES if name != "assistant" or config.assistant is not None]
+
+
 def run_stage(name: str, config: JobConfig, run: RunFolder, *, resume: bool = False) -> None:
     """Run one stage and remember what it was made from.
 
     Raises:
         InputError: a stage that it builds on has not run.
+        ConfigurationError: the job has no such stage.
     """
-    for needed in STAGES[name].after:
+    if name not in stages_of(config):
+        raise ConfigurationError(f"{name}: this configuration has no `{name}` block. Add one, or leave the stage out.")
+    for needed in _before(name, config):
         if not run.stamp(needed).is_file():
             raise InputError(
                 f"{name} builds on {needed}, which has not run in {run.root}. Run `distillabse {needed}` first."
             )
     logger.info("%s", name)
     fingerprint = _fingerprint(name, config, run)
-    if name == "distill":
-        _distill_with_checkpoints(config, run, fingerprint, resume)
+    if name in _TRAINED:
+        _train_with_checkpoints(name, config, run, fingerprint, resume)
     else:
         run.stamp(name).unlink(missing_ok=True)
         STAGES[name].run(config, run)
@@ -99,7 +131,7 @@ def is_current(name: str, config: JobConfig, run: RunFolder) -> bool:
     stamp = run.stamp(name)
     if not stamp.is_file() or not run.product(name).is_dir():
         return False
-    if any(not run.stamp(needed).is_file() for needed in STAGES[name].after):
+    if any(not run.stamp(needed).is_file() for needed in _before(name, config)):
         return False
     return bool(read_json(stamp)["fingerprint"] == _fingerprint(name, config, run))
 
@@ -108,6 +140,7 @@ def prepare(config: JobConfig) -> RunFolder:
     """Make the run folder with the resolved configuration, its hash and the versions of everything."""
     check_onnxruntime()
     require_device(config.bench.device)
+    require_fitting_shapes(config)
     run = RunFolder(config.run_folder)
     write_config(config, run)
     write_json(
@@ -131,22 +164,42 @@ def write_config(config: JobConfig, run: RunFolder) -> None:
         temporary.write_text(text, encoding="utf-8")
 
 
-def _distill_with_checkpoints(config: JobConfig, run: RunFolder, fingerprint: str, resume: bool) -> None:
+def require_fitting_shapes(config: JobConfig) -> None:
+    """Refuse widths and layers that do not fit the teacher before any work is done; needs its config.json alone.
+
+    Raises:
+        ConfigurationError: names the key and the remedy.
+    """
+    settings = teacher_settings(config.teacher)
+    if settings is None or not isinstance(config.student, DenseStudentConfig):
+        return  # a teacher that cannot be had now is an error of the stage that needs it
+    shape = transformer_shape(settings)
+    if config.assistant is not None:
+        shape, _ = resolve_shape(config.assistant.student, shape)
+    resolve_shape(config.student, shape)
+
+
+def _before(name: str, config: JobConfig) -> list[str]:
+    return [needed for needed in STAGES[name].after if needed in stages_of(config)]
+
+
+def _train_with_checkpoints(name: str, config: JobConfig, run: RunFolder, fingerprint: str, resume: bool) -> None:
     """Checkpoints are only gone on from when they belong to exactly this job."""
-    belongs_to = run.checkpoints / "job.json"
+    checkpoints = run.checkpoints if name == "distill" else run.assistant_checkpoints
+    belongs_to = checkpoints / "job.json"
     same_job = belongs_to.is_file() and read_json(belongs_to)["fingerprint"] == fingerprint
-    if not same_job and run.checkpoints.is_dir():
-        shutil.rmtree(run.checkpoints)
-    run.stamp("distill").unlink(missing_ok=True)
+    if not same_job and checkpoints.is_dir():
+        shutil.rmtree(checkpoints)
+    run.stamp(name).unlink(missing_ok=True)
     write_json(belongs_to, {"fingerprint": fingerprint})
-    distill_stage(config, run, resume=resume and same_job)
+    STAGES[name].run(config, run, resume=resume and same_job)
 
 
 def _fingerprint(name: str, config: JobConfig, run: RunFolder) -> str:
     """Hash of everything a stage reads: its blocks of the configuration, and the stages before it."""
     stage = STAGES[name]
     values: dict[str, Any] = {key: config.model_dump(mode="json")[key] for key in stage.reads}
-    before = {needed: read_json(run.stamp(needed))["finished"] for needed in stage.after}
+    before = {needed: read_json(run.stamp(needed))["finished"] for needed in _before(name, config)}
     return sha256_of_json({"values": values, "before": before, "version": version("distillabse")})
 
 

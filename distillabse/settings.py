@@ -66,6 +66,8 @@ def validate(values: dict[str, Any], origin: str = "the configuration") -> JobCo
         problems = "\n".join(f"  {_explain(item)}" for item in error.errors())
         raise ConfigurationError(f"{origin} is not valid:\n{problems}") from None
     _check_training_keys(config.training, origin)
+    if config.assistant is not None:
+        _check_training_keys(config.assistant.training, origin, "assistant.")
     return config
 
 
@@ -134,7 +136,7 @@ def _config_path(source: str | Path) -> Path:
     )
 
 
-def _check_training_keys(training: dict[str, Any], origin: str) -> None:
+def _check_training_keys(training: dict[str, Any], origin: str, block: str = "") -> None:
     import dataclasses
 
     if not training:
@@ -146,7 +148,7 @@ def _check_training_keys(training: dict[str, Any], origin: str) -> None:
         if key in _OWNED_TRAINING_FIELDS:
             instead = _OWNED_TRAINING_FIELDS[key]
             raise ConfigurationError(
-                f"{origin} is not valid:\n  training.{key}: "
+                f"{origin} is not valid:\n  {block}training.{key}: "
                 + (
                     f"set the job's own `{instead}` instead."
                     if instead
@@ -155,7 +157,7 @@ def _check_training_keys(training: dict[str, Any], origin: str) -> None:
             )
         if key not in known:
             raise ConfigurationError(
-                f"{origin} is not valid:\n  training.{key}: no such field of transformers.TrainingArguments"
+                f"{origin} is not valid:\n  {block}training.{key}: no such field of transformers.TrainingArguments"
                 f"{_nearest(key, known)}."
             )
 
@@ -181,9 +183,10 @@ def _explain(item: Any) -> str:
 
 
 def _is_union_tag(part: str, location: tuple[Any, ...]) -> bool:
-    """Pydantic puts the tag of a discriminated union into the location, after a list index or a key of `sets`."""
+    """Pydantic puts a discriminated union's tag into the location: after an index, `student` or a key of `sets`."""
     index = location.index(part)
-    return part in _KINDS and index > 0 and (isinstance(location[index - 1], int) or "sets" in location[:index])
+    before = location[:index]
+    return part in _KINDS and index > 0 and (isinstance(before[-1], int) or before[-1] == "student" or "sets" in before)
 
 
 def _models(annotation: Any) -> Iterator[type[BaseModel]]:

@@ -7,14 +7,15 @@ import pytest
 import torch
 from sentence_transformers import SentenceTransformer
 
-from distillabse.config import PACKAGED_TEACHER, StudentConfig, TeacherConfig
+from distillabse.config import PACKAGED_TEACHER, DenseStudentConfig, TeacherConfig
 from distillabse.errors import ConfigurationError, InputError
 from distillabse.models.folder import save_encoder
-from distillabse.models.student import build_student, choose_layers
+from distillabse.models.shape import choose_layers
+from distillabse.models.student import build_student
 from distillabse.models.taps import Tap, TappedEncoder, shape_of
 from distillabse.models.teacher import load_encoder, load_teacher, transformer_of
-from distillabse.models.vocabulary import rows_for_coverage
-from distillabse.training.data import PaddingCollator, tokenise
+from distillabse.models.tokens import tokenise
+from distillabse.training.data import PaddingCollator
 
 
 def teacher_of(folder):
@@ -120,7 +121,7 @@ def test_layers_that_the_teacher_lacks_are_refused(wanted):
 def test_student_has_the_chosen_layers_and_leaves_the_teacher_alone(encoder_folder, sentences):
     teacher = teacher_of(encoder_folder)
     before = teacher.encode(sentences)
-    student = build_student(teacher, StudentConfig(layers=[1, 3]))
+    student = build_student(teacher, DenseStudentConfig(layers=[1, 3]))
     assert shape_of(student).layers == 2
     for own, original in ((0, 1), (1, 3)):
         a = transformer_of(student).encoder.layer[own].output.dense.weight
@@ -134,7 +135,7 @@ def test_student_has_the_chosen_layers_and_leaves_the_teacher_alone(encoder_fold
 
 def test_a_student_with_every_layer_is_the_teacher(labse_folder, sentences):
     teacher = teacher_of(labse_folder)
-    student = build_student(teacher, StudentConfig(layers=4, dense="copy")).eval()
+    student = build_student(teacher, DenseStudentConfig(layers=4, head="dense")).eval()
     np.testing.assert_allclose(student.encode(sentences), teacher.encode(sentences), atol=1e-6)
 
 
@@ -170,10 +171,3 @@ def test_saved_folder_is_portable_and_loads_alike(folder, request, tmp_path, sen
     assert not list(tmp_path.rglob("*.bin")) and (tmp_path / "model.safetensors").is_file()
     assert all(path.stat().st_mode & 0o044 == 0o044 for path in tmp_path.rglob("*") if path.is_file())
     np.testing.assert_allclose(load_encoder(str(tmp_path)).encode(sentences), teacher.encode(sentences), atol=1e-6)
-
-
-def test_rows_for_coverage():
-    counts = {1: 50, 2: 30, 3: 15, 4: 5}
-    assert rows_for_coverage(counts, 0.8) == [1, 2]
-    assert rows_for_coverage(counts, 0.81) == [1, 2, 3]
-    assert rows_for_coverage(counts, 1.0) == [1, 2, 3, 4]

@@ -27,7 +27,10 @@ def changed(path, value):
     return values
 
 
-@pytest.mark.parametrize("name", ["quickstart", "minilm-english", "labse-opensubtitles"])
+SHIPPED = ["quickstart", "minilm-english", "labse-opensubtitles", "labse-small", "labse-trimmed"]
+
+
+@pytest.mark.parametrize("name", SHIPPED)
 def test_every_shipped_configuration_is_valid(name, tmp_path):
     config = load_config(name)
     assert config.name == name
@@ -38,7 +41,7 @@ def test_every_shipped_configuration_is_valid(name, tmp_path):
 
 
 def test_shipped_configurations_are_all_tested():
-    assert set(shipped_configs()) == {"quickstart", "minilm-english", "labse-opensubtitles"}
+    assert set(shipped_configs()) == set(SHIPPED)
 
 
 @pytest.mark.parametrize(

@@ -6,19 +6,20 @@ import torch
 
 from distillabse.config import (
     CosineObjective,
+    DenseStudentConfig,
     HiddenObjective,
     JobConfig,
     MiniLMObjective,
     MiniLMv2Objective,
-    StudentConfig,
     TeacherConfig,
 )
 from distillabse.errors import ConfigurationError, TrainingError
 from distillabse.models.student import build_student
 from distillabse.models.teacher import load_encoder, load_teacher, transformer_of
+from distillabse.models.tokens import tokenise
 from distillabse.settings import training_arguments
 from distillabse.training.cache import build_cache
-from distillabse.training.data import PaddingCollator, tokenise, training_dataset
+from distillabse.training.data import PaddingCollator, training_dataset
 from distillabse.training.distiller import Distiller
 from distillabse.training.stage import distill, held_out_fidelity
 from distillabse.training.trainer import DistillationTrainer
@@ -58,9 +59,10 @@ def job(folder, **training):
 
 def train(config, folder, output, checkpoint=None, texts=None):
     teacher = load_teacher(TeacherConfig(model=str(folder)))
-    return distill(
-        config, teacher, texts or corpus(96), corpus(40, seed=1), training_arguments(config, output), checkpoint
-    )
+    student = build_student(teacher, config.student)
+    held_out = held_out_fidelity(teacher, corpus(40, seed=1))
+    arguments = training_arguments(config, output)
+    return student, distill(config, teacher, student, texts or corpus(96), held_out, arguments, checkpoint)
 
 
 def batch_of(encoder, texts):
@@ -69,7 +71,7 @@ def batch_of(encoder, texts):
 
 def test_loss_is_the_weighted_sum_of_its_terms_and_the_teacher_is_not_saved(encoder_folder, sentences):
     teacher = load_teacher(TeacherConfig(model=str(encoder_folder)))
-    student = build_student(teacher, StudentConfig(layers=2))
+    student = build_student(teacher, DenseStudentConfig(layers=2))
     distiller = Distiller(student, teacher, OBJECTIVES)
     batch = batch_of(student, sentences)
     outputs = distiller(**batch)
@@ -88,14 +90,14 @@ def test_loss_is_the_weighted_sum_of_its_terms_and_the_teacher_is_not_saved(enco
 
 def test_a_student_with_every_layer_starts_at_zero_loss(encoder_folder, sentences):
     teacher = load_teacher(TeacherConfig(model=str(encoder_folder)))
-    student = build_student(teacher, StudentConfig(layers=4))
+    student = build_student(teacher, DenseStudentConfig(layers=4))
     distiller = Distiller(student, teacher, [*OBJECTIVES, HiddenObjective()])
     assert distiller(**batch_of(student, sentences))["loss"].item() == pytest.approx(0, abs=1e-5)
 
 
 def test_teacher_moves_with_the_distiller_and_stays_in_evaluation_mode(encoder_folder):
     teacher = load_teacher(TeacherConfig(model=str(encoder_folder)))
-    distiller = Distiller(build_student(teacher, StudentConfig(layers=2)), teacher, OBJECTIVES)
+    distiller = Distiller(build_student(teacher, DenseStudentConfig(layers=2)), teacher, OBJECTIVES)
     distiller.train()
     assert not teacher.training and distiller.student.training
     distiller.double()
@@ -138,7 +140,9 @@ def test_a_checkpoint_is_a_student_that_sentence_transformers_loads(encoder_fold
 
 def test_cached_teacher_signals_are_the_live_ones(encoder_folder, tmp_path, sentences):
     teacher = load_teacher(TeacherConfig(model=str(encoder_folder)))
-    distiller = Distiller(build_student(teacher, StudentConfig(layers=2)), teacher, [*OBJECTIVES, HiddenObjective()])
+    distiller = Distiller(
+        build_student(teacher, DenseStudentConfig(layers=2)), teacher, [*OBJECTIVES, HiddenObjective()]
+    )
     dataset = training_dataset(teacher, sentences)
     cache = build_cache(distiller, dataset, tmp_path, torch.device("cpu"), bf16=False)
     batch = PaddingCollator(0, cache=cache)([dataset[row] for row in (5, 2, 0)])

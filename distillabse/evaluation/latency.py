@@ -113,7 +113,7 @@ def measure(
     if others + threads > (psutil.cpu_count() or 1) + TOLERATED_CORES:
         logger.warning(
             "Other processes used %.1f cores while %d threads were measured: do not trust these figures. Stop the "
-            "others and run `bench` again, or set bench.threads to what is free.",
+            "others and measure again, or set bench.threads to what is free.",
             others,
             threads,
         )

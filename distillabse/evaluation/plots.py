@@ -72,8 +72,8 @@ def histogram(counts: Mapping[str, Sequence[float]]) -> str:
     """Distribution of the cosine to the teacher and of both baselines; `counts` as in verify.json."""
     edges = counts["edges"]
     filled = [index for name in _HISTOGRAM for index, count in enumerate(counts[name]) if count]
-    with _style():
-        figure, axes = _subplot(9.6, 3.2)
+    with style():
+        figure, axes = subplot(9.6, 3.2)
         for name, (label, colour) in _HISTOGRAM.items():
             total = sum(counts[name]) or 1
             shares = [100 * count / total for count in counts[name]]
@@ -91,8 +91,8 @@ def slice_bars(kind: str, slices: Mapping[str, Mapping[str, float]]) -> str:
     """Mean cosine (bars) and skill (marks) per slice: lengths from short to long, all else from best to worst."""
     names = sorted(slices, key=_first_number if kind == "length" else lambda name: -slices[name]["cosine_mean"])
     rows = range(len(names))
-    with _style():
-        figure, axes = _subplot(4.7, 0.75 + 0.25 * len(names), grid=None)
+    with style():
+        figure, axes = subplot(4.7, 0.75 + 0.25 * len(names), grid=None)
         axes.barh(rows, [slices[name]["cosine_mean"] for name in names], height=0.6, color=PALETTE["blue"], alpha=0.3)
         axes.plot([slices[name]["skill"] for name in names], rows, "D", color=PALETTE["blue"])
         for key, heading, offset in (("cosine_mean", "cosine", 44), ("skill", "skill", 88)):
@@ -108,8 +108,8 @@ def slice_bars(kind: str, slices: Mapping[str, Mapping[str, float]]) -> str:
 
 def latency(engines: Mapping[str, Sequence[Mapping[str, float]]]) -> str:
     """Median latency by batch size, both axes logarithmic."""
-    with _style():
-        figure, axes = _subplot(4.7, 3.4, grid="both")
+    with style():
+        figure, axes = subplot(4.7, 3.4, grid="both")
         for engine, rows in engines.items():
             points = [row["batch"] for row in rows], [row["p50_ms"] for row in rows]
             axes.plot(*points, marker="o", label=title(engine), **_ENGINES.get(engine, {}))
@@ -123,8 +123,8 @@ def latency(engines: Mapping[str, Sequence[Mapping[str, float]]]) -> str:
 
 def speedups(engines: Mapping[str, Sequence[Mapping[str, Any]]]) -> str:
     """How many times faster than the teacher in ONNX Runtime, with 95 % intervals where they are known."""
-    with _style():
-        figure, axes = _subplot(4.7, 3.4)
+    with style():
+        figure, axes = subplot(4.7, 3.4)
         axes.axhline(1.0, label=title("teacher-onnx"), **_ENGINES["teacher-onnx"])
         for engine, rows in engines.items():
             known = [row for row in rows if row.get("speedup_vs_teacher_onnx")]
@@ -147,8 +147,8 @@ def sizes(size_bytes: Mapping[str, int | None]) -> str:
     """Bytes on disk."""
     rows = [(*_SIZES[key], size) for key in _SIZES if (size := size_bytes.get(key)) is not None]
     largest = max((size for _, _, size in rows), default=1)
-    with _style():
-        figure, axes = _subplot(9.6, 0.3 + 0.4 * len(rows), grid=None)
+    with style():
+        figure, axes = subplot(9.6, 0.3 + 0.4 * len(rows), grid=None)
         for row, (label, colour, size) in enumerate(rows):
             axes.barh(row, size, height=0.58, color=colour)
             axes.annotate(f"{label}", (0, row), (-8, 0), textcoords="offset points", va="center", ha="right")
@@ -163,8 +163,8 @@ def losses(log: Sequence[Mapping[str, float]]) -> str:
     """The loss and each of its terms by step, logarithmic where all values allow it."""
     training = [entry for entry in log if "loss" in entry]
     terms = sorted({key for entry in training for key in entry if not _NOT_A_TERM.fullmatch(key)})
-    with _style():
-        figure, axes = _subplot(4.7, 3.2)
+    with style():
+        figure, axes = subplot(4.7, 3.2)
         if len(terms) > 1:
             _curve(axes, training, "loss", "total", color=PALETTE["text"], linewidth=1.8)
         for index, term in enumerate(terms or ["loss"]):
@@ -180,8 +180,8 @@ def losses(log: Sequence[Mapping[str, float]]) -> str:
 
 def held_out_fidelity(log: Sequence[Mapping[str, float]]) -> str:
     """Cosine and skill on the dev split by step."""
-    with _style():
-        figure, axes = _subplot(4.7, 3.2)
+    with style():
+        figure, axes = subplot(4.7, 3.2)
         _curve(axes, log, "eval_cosine", "mean cosine", color=PALETTE["blue"], marker="o")
         _curve(axes, log, "eval_skill", "skill", color=PALETTE["teal"], marker="D")
         axes.set_xlabel("step")
@@ -190,7 +190,8 @@ def held_out_fidelity(log: Sequence[Mapping[str, float]]) -> str:
         return _inline_svg(figure, "held-out", "Held-out fidelity by training step")
 
 
-def _style() -> AbstractContextManager[None]:
+def style() -> AbstractContextManager[None]:
+    """How every figure looks."""
     import matplotlib
 
     return matplotlib.rc_context(
@@ -222,7 +223,7 @@ def _style() -> AbstractContextManager[None]:
     )
 
 
-def _subplot(width: float, height: float, grid: Literal["x", "y", "both"] | None = "y") -> tuple[Figure, Axes]:
+def subplot(width: float, height: float, grid: Literal["x", "y", "both"] | None = "y") -> tuple[Figure, Axes]:
     """A figure of `width` by `height` inches with one pair of axes. Plain `Figure`: pyplot would keep global state."""
     from matplotlib.figure import Figure
 

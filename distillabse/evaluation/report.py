@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from distillabse import layout
-from distillabse.config import JobConfig
+from distillabse.config import DenseStudentConfig, JobConfig
 from distillabse.errors import InputError
 from distillabse.evaluation.model_card import write_model_card
 from distillabse.evaluation.plots import figures
@@ -32,7 +32,7 @@ LATENCY_KEYS = (
 # From most to least compressed: the first one that was measured is what the headline speaks of.
 _ARTEFACTS = ("onnx-int8", "onnx-fp32", "torch")
 _SIZE_OF = {"onnx-int8": "int8", "onnx-fp32": "fp32", "teacher-torch": "teacher"}
-_SHAPE = ("hidden_size", "num_attention_heads", "intermediate_size", "vocab_size")
+_SHAPE = ("hidden_size", "embedding_size", "num_attention_heads", "intermediate_size", "vocab_size")
 
 
 def report_stage(config: JobConfig, run: RunFolder) -> dict[str, Any]:
@@ -85,6 +85,7 @@ def collect(run: RunFolder) -> dict[str, Any]:
         "fidelity": _per_set(verify, lambda row: {key: row.get(key) for key in FIDELITY_KEYS}),
         "slices": _per_set(verify, lambda row: row.get("slices", {})),
         "histograms": _per_set(verify, lambda row: row.get("histogram")),
+        "reduction": verify.get("reduction"),
         "invariance": verify.get("invariance", {}),
         "parity": verify.get("parity", {}),
         "gates": verify.get("gates", []),
@@ -203,10 +204,10 @@ def _if_present(path: Path) -> Any:
 
 def _shape(run: RunFolder, job: JobConfig) -> dict[str, Any]:
     """Number of layers of the student, and its widths from its transformers settings where the bundle has them."""
-    layers = job.student.layers
     settings = _if_present(run.bundle / layout.MODEL_SETTINGS) or {}
+    asked = job.student.depth if isinstance(job.student, DenseStudentConfig) else None
     return {
-        "layers": layers if isinstance(layers, int) else len(layers),
+        "layers": settings.get("num_hidden_layers", asked),
         **{key: settings[key] for key in _SHAPE if key in settings},
     }
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import shutil
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -14,6 +15,8 @@ from distillabse.storage import new_file, new_folder, read_json, sha256_of_file,
 
 if TYPE_CHECKING:
     from sentence_transformers import SentenceTransformer
+
+    from distillabse.export.quantize import Quantized
 
 logger = logging.getLogger(__name__)
 
@@ -31,6 +34,8 @@ def export_stage(config: JobConfig, run: RunFolder) -> None:
     if not run.student.is_dir():
         raise InputError(f"{run.student} does not exist. Run `distillabse distill` first.")
     with new_folder(run.bundle) as folder:
+        if (run.student / layout.TEACHER_PROJECTION).is_file():
+            shutil.copyfile(run.student / layout.TEACHER_PROJECTION, folder / layout.TEACHER_PROJECTION)
         write_bundle(load_encoder(str(run.student)), folder, config.export, read_json(run.record))
     logger.info("Bundle written to %s", run.bundle)
 
@@ -40,12 +45,11 @@ def write_bundle(encoder: SentenceTransformer, folder: Path, config: ExportConfi
 
     Args:
         encoder: what to export.
-        folder: an empty folder.
+        folder: an empty folder; what is in it already is part of the bundle.
         config: opset and INT8 settings.
         provenance: where the encoder comes from, written as it is into distillabse.json.
     """
     from distillabse.export.graph import export_graph
-    from distillabse.export.quantize import quantize
     from distillabse.models.folder import save_encoder
 
     save_encoder(encoder, folder)
@@ -53,15 +57,22 @@ def write_bundle(encoder: SentenceTransformer, folder: Path, config: ExportConfi
     export_graph(encoder, folder / layout.ONNX_FP32, config.opset)
     if config.int8.enabled:
         logger.info("Quantising to INT8")
-        done = quantize(
-            folder / layout.ONNX_FP32,
-            folder / int8_file(config.int8),
-            embeddings=config.int8.embeddings,
-            reduce_range=config.int8.cpu in _SATURATING_CPUS,
-        )
+        done = quantize_graph(folder, config.int8)
         provenance = {**provenance, "int8": {"matmuls": done.matmuls, "embeddings": done.embeddings}}
     write_json(folder / layout.PROVENANCE, provenance)
     write_checksums(folder)
+
+
+def quantize_graph(folder: Path, config: Int8Config) -> Quantized:
+    """Write the INT8 form of a bundle's fp32 graph beside it."""
+    from distillabse.export.quantize import quantize
+
+    return quantize(
+        folder / layout.ONNX_FP32,
+        folder / int8_file(config),
+        embeddings=config.embeddings,
+        reduce_range=config.cpu in _SATURATING_CPUS,
+    )
 
 
 def int8_file(config: Int8Config) -> str:

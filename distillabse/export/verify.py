@@ -15,13 +15,15 @@ from distillabse.config import EvaluationConfig, GatesConfig, JobConfig
 from distillabse.corpus.records import Sentence
 from distillabse.encoder import Encoder
 from distillabse.errors import GateFailed, InputError
-from distillabse.evaluation.fidelity import Vectors, fidelity, row_cosines
+from distillabse.evaluation.fidelity import Vectors, fidelity, neighbour_agreement, row_cosines
 from distillabse.evaluation.sets import TEST, evaluation_sets
 from distillabse.export.bundle import broken_checksums, int8_file
 from distillabse.layout import RunFolder
+from distillabse.models.reduction import load_reduction, reduced
 from distillabse.storage import new_folder, read_json, write_json
 
 if TYPE_CHECKING:
+    from numpy.typing import NDArray
     from sentence_transformers import SentenceTransformer
 
 logger = logging.getLogger(__name__)
@@ -57,15 +59,19 @@ def verify_stage(config: JobConfig, run: RunFolder) -> None:
     encoders = {FP32: Encoder(run.bundle, file=layout.ONNX_FP32)}
     if config.export.int8.enabled:
         encoders[INT8] = Encoder(run.bundle, file=int8_file(config.export.int8))
+    teacher, sets = load_teacher(config.teacher), evaluation_sets(config, run)
+    reduction = load_reduction(run.bundle)
     result = verify(
-        load_teacher(config.teacher),
+        teacher if reduction is None else reduced(teacher, reduction),
         load_encoder(str(run.bundle)),
         encoders,
-        evaluation_sets(config, run),
+        sets,
         config.evaluation,
         config.gates,
         config.seed,
     )
+    if reduction is not None:
+        result["reduction"] = reduction_agreement(teacher, reduction, sets[TEST], config.seed)
     graphs, gates = verify_files(run.bundle, config)
     result["graphs"] = graphs
     result["gates"] += [asdict(gate) for gate in gates]
@@ -119,6 +125,19 @@ def verify(
     }
 
 
+def reduction_agreement(
+    teacher: SentenceTransformer, reduction: NDArray[np.float32], chosen: Sequence[Sentence], seed: int
+) -> dict[str, float]:
+    """How much of the teacher's own space its reduced vectors keep, since no cosine can be taken between the two.
+
+    Returns:
+        dimension; neighbour_top1 and similarity_spearman between the teacher and its reduced vectors.
+    """
+    vectors = teacher.encode([sentence.text for sentence in chosen], batch_size=64, show_progress_bar=False)
+    top1, spearman = neighbour_agreement(vectors, vectors @ reduction, np.random.default_rng(seed))
+    return {"dimension": reduction.shape[1], "neighbour_top1": top1, "similarity_spearman": spearman}
+
+
 def onnx_invariance(encoder: Encoder, texts: Sequence[str]) -> dict[str, float]:
     """Least cosine of a text's vector alone with its vector in a mixed batch, and with its vector padded.
 
@@ -138,7 +157,8 @@ def torch_invariance(encoder: SentenceTransformer, texts: Sequence[str]) -> dict
     """The same of an encoder in PyTorch."""
     import torch
 
-    from distillabse.training.data import PaddingCollator, tokenise
+    from distillabse.models.tokens import tokenise
+    from distillabse.training.data import PaddingCollator
 
     ids = [{"input_ids": row} for row in tokenise(encoder, texts)]
     width = min(2 * max(len(row["input_ids"]) for row in ids), encoder.max_seq_length)

@@ -76,10 +76,9 @@ def _portable_tokenizer(encoder: SentenceTransformer, folder: Path) -> None:
     path = folder / layout.TOKENIZER_SETTINGS
     settings = {key: value for key, value in read_json(path).items() if key not in _TRANSIENT_TOKENIZER_KEYS}
     settings["model_max_length"] = encoder.max_seq_length
-    if encoder.tokenizer.backend_tokenizer.model.__class__.__name__ == "WordPiece":
-        settings["tokenizer_class"] = "BertTokenizer"
-    else:
-        settings["tokenizer_class"] = "PreTrainedTokenizerFast"
+    # Readers rebuild a BertTokenizer's own normaliser; any other tokenizer is read as tokenizer.json says.
+    is_bert = type(encoder.tokenizer).__name__ in ("BertTokenizer", "BertTokenizerFast")
+    settings["tokenizer_class"] = "BertTokenizer" if is_bert else "PreTrainedTokenizerFast"
     write_json(path, settings)
     special = {name: getattr(encoder.tokenizer, name) for name in _SPECIAL_TOKENS}
     write_json(folder / layout.SPECIAL_TOKENS, {name: token for name, token in special.items() if token is not None})

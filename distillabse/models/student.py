@@ -1,46 +1,66 @@
-"""The student: the teacher's own architecture with fewer layers, initialised from the teacher's weights."""
+"""The student: a stock BERT-like encoder, initialised from the teacher's weights."""
 
 from __future__ import annotations
 
 import copy
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
-from distillabse.config import StudentConfig
-from distillabse.errors import ConfigurationError
+import torch
+from torch import Tensor, nn
+
+from distillabse.config import DenseStudentConfig
+from distillabse.models.initialisation import first_position, initialise_from_teacher
+from distillabse.models.shape import TransformerShape, resolve_shape, transformer_shape
 from distillabse.models.taps import encoder_layers
 from distillabse.models.teacher import transformer_of
 
 if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
     from sentence_transformers import SentenceTransformer
 
 
-def build_student(teacher: SentenceTransformer, config: StudentConfig) -> SentenceTransformer:
-    """A trainable student with its own copy of the chosen teacher layers; the teacher is not changed.
+def build_student(
+    teacher: SentenceTransformer, config: DenseStudentConfig, token_counts: NDArray[np.int64] | None = None
+) -> SentenceTransformer:
+    """A trainable student with weights of its own; the teacher is not changed.
 
-    It is a stock transformers model in a SentenceTransformer, so nobody needs this package to load it, and always ends
-    with L2 normalisation.
+    It is a stock transformers model in a SentenceTransformer, so nobody needs this package to load it: the teacher's
+    own class where only layers are left out, else BertModel, or ElectraModel where its embeddings are narrower than its
+    hidden size. It always ends with L2 normalisation.
+
+    Args:
+        teacher: what it starts from.
+        config: its shape, and how it starts.
+        token_counts: how often the corpus uses each row of the vocabulary, int64 [rows]; weighs the projection.
 
     Raises:
-        ConfigurationError: a layer that the teacher lacks, or a teacher that is not built like BERT.
+        ConfigurationError: widths that do not fit, a layer that the teacher lacks, or a teacher not built like BERT.
     """
     from sentence_transformers import SentenceTransformer
-    from sentence_transformers.sentence_transformer.modules import Dense, Normalize, Pooling
+    from sentence_transformers.sentence_transformer.modules import Normalize, Pooling
 
     model = transformer_of(teacher)
-    chosen = choose_layers(config.layers, len(encoder_layers(model)))
-
-    transformer = copy.deepcopy(teacher[0])
-    _keep_layers(transformer.auto_model, chosen)
+    encoder_layers(model)
+    own_shape = transformer_shape(model.config.to_dict())
+    shape, layers = resolve_shape(config, own_shape)
+    if layers and shape == replace(own_shape, layers=shape.layers):
+        transformer, basis = copy.deepcopy(teacher[0]), torch.eye(shape.hidden_size)
+        _keep_layers(transformer.auto_model, layers)
+    else:
+        student_model = _stock_model(model, shape)
+        basis = torch.eye(own_shape.hidden_size, shape.hidden_size)
+        if config.initialisation == "teacher":
+            basis = initialise_from_teacher(student_model, model, layers, config, token_counts)
+        # The tokenizer and its settings are copied, the teacher's model is not.
+        transformer = copy.deepcopy(teacher[0], {id(model): student_model})
     _set_dropout(transformer.auto_model, config.dropout)
     pooling = next(module for module in teacher if isinstance(module, Pooling))
-    modules: list[Any] = [
-        transformer,
-        copy.deepcopy(pooling)
-        if config.pooling == "teacher"
-        else Pooling(model.config.hidden_size, pooling_mode=config.pooling),
-    ]
-    if config.dense == "copy":
-        modules.extend(copy.deepcopy(module) for module in teacher if isinstance(module, Dense))
+    mode = pooling.pooling_mode if config.pooling == "teacher" else config.pooling
+    modules: list[Any] = [transformer, Pooling(shape.hidden_size, mode, include_prompt=pooling.include_prompt)]
+    if config.head == "dense":
+        modules.extend(_dense_head(teacher, basis, config.initialisation == "random"))
     modules.append(Normalize())
     # A prompt that the teacher prepends by default belongs to its vectors, so the student prepends it too.
     student = SentenceTransformer(
@@ -56,24 +76,64 @@ def build_student(teacher: SentenceTransformer, config: StudentConfig) -> Senten
     return student.train()
 
 
-def choose_layers(wanted: int | list[int], available: int) -> list[int]:
-    """Teacher layers to keep, in order: evenly spaced with the last always kept, or exactly the ones listed.
+def with_unit_vectors(encoder: SentenceTransformer) -> SentenceTransformer:
+    """The encoder itself, ending with L2 normalisation."""
+    from sentence_transformers.sentence_transformer.modules import Normalize
 
-    Raises:
-        ConfigurationError: more layers than there are, or a layer that the teacher lacks.
-    """
-    if isinstance(wanted, int):
-        if wanted > available:
-            raise ConfigurationError(f"student.layers: {wanted} asked for, but the teacher has only {available}.")
-        if wanted == 1:
-            return [available - 1]
-        return [(index * (available - 1) + (wanted - 1) // 2) // (wanted - 1) for index in range(wanted)]
-    missing = [layer for layer in wanted if layer >= available]
-    if missing:
-        raise ConfigurationError(
-            f"student.layers: the teacher has no layer {missing[0]}; its layers are 0 to {available - 1}."
+    if not isinstance(encoder[-1], Normalize):
+        encoder.append(Normalize())
+    return encoder
+
+
+def _stock_model(teacher: Any, shape: TransformerShape) -> Any:
+    """BertModel or ElectraModel of a shape, with random weights and whatever else is the teacher's."""
+    from transformers import BertConfig, BertModel, ElectraConfig, ElectraModel
+
+    settings = {
+        "vocab_size": teacher.config.vocab_size,
+        "num_hidden_layers": shape.layers,
+        "hidden_size": shape.hidden_size,
+        "intermediate_size": shape.intermediate_size,
+        "num_attention_heads": shape.attention_heads,
+        "max_position_embeddings": teacher.config.max_position_embeddings - first_position(teacher),
+        "type_vocab_size": teacher.config.type_vocab_size,
+        "layer_norm_eps": teacher.config.layer_norm_eps,
+        "hidden_act": teacher.config.hidden_act,
+        "pad_token_id": teacher.config.pad_token_id,
+    }
+    if shape.embedding_size < shape.hidden_size:
+        return ElectraModel(ElectraConfig(embedding_size=shape.embedding_size, **settings))
+    return BertModel(BertConfig(**settings))
+
+
+def _dense_head(teacher: SentenceTransformer, basis: Tensor, random: bool) -> list[nn.Module]:
+    """The teacher's Dense modules on the student's narrower states, or one that leads back to the teacher's width."""
+    from sentence_transformers.sentence_transformer.modules import Dense
+
+    hidden, narrow = basis.shape
+    own = [copy.deepcopy(module) for module in teacher if isinstance(module, Dense)]
+    head: list[Any] = own or [
+        Dense(hidden, hidden, bias=False, activation_function=nn.Identity(), init_weight=torch.eye(hidden))
+    ]
+    if narrow != hidden:
+        first = head[0]
+        projected = Dense(
+            narrow,
+            first.out_features,
+            bias=first.bias,
+            activation_function=first.activation_function,
+            init_weight=first.linear.weight.detach() @ basis,
+            init_bias=first.linear.bias.detach() if first.bias else None,
+            use_residual=first.use_residual,
         )
-    return list(wanted)
+        if first.use_residual:
+            residual = first.residual.weight.detach() if hasattr(first, "residual") else torch.eye(hidden)
+            projected.residual.weight.data.copy_(residual @ basis)
+        head[0] = projected
+    if random:
+        for linear in (module for dense in head for module in dense.modules() if isinstance(module, nn.Linear)):
+            linear.reset_parameters()
+    return head
 
 
 def _keep_layers(model: Any, chosen: list[int]) -> None:
@@ -83,8 +143,6 @@ def _keep_layers(model: Any, chosen: list[int]) -> None:
 
 
 def _set_dropout(model: Any, probability: float) -> None:
-    from torch import nn
-
     model.config.hidden_dropout_prob = model.config.attention_probs_dropout_prob = probability
     for module in model.modules():
         if isinstance(module, nn.Dropout):

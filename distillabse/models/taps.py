@@ -63,8 +63,8 @@ def shape_of(encoder: SentenceTransformer) -> EncoderShape:
     )
 
 
-def encoder_layers(model: Any) -> nn.ModuleList:
-    """The stack of layers of a BERT-like transformers model (BERT, RoBERTa, XLM-R, ELECTRA, ...).
+def encoder_layers(model: Any) -> Any:
+    """The stack of layers (nn.ModuleList) of a BERT-like transformers model (BERT, RoBERTa, XLM-R, ELECTRA, ...).
 
     Raises:
         ConfigurationError: the model has no `encoder.layer[i].attention.self` structure.

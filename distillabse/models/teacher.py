@@ -9,8 +9,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from distillabse import layout
-from distillabse.config import PACKAGED_TEACHER, TeacherConfig
+from distillabse.config import PACKAGED_TEACHER, JobConfig, TeacherConfig
 from distillabse.errors import ConfigurationError, InputError
+from distillabse.layout import RunFolder
+from distillabse.storage import read_json
 
 if TYPE_CHECKING:
     from sentence_transformers import SentenceTransformer
@@ -33,6 +35,38 @@ def load_teacher(config: TeacherConfig, device: str = "cpu") -> SentenceTransfor
     require_bidirectional(encoder, config.model)
     encoder.requires_grad_(False)
     return encoder.eval()
+
+
+def training_teacher(config: JobConfig, run: RunFolder, device: str = "cpu") -> SentenceTransformer:
+    """What students start from and learn from: the teacher with the vocabulary that the job asks for."""
+    if config.vocabulary.kind == "keep":
+        return load_teacher(config.teacher, device)
+    trimmed = {"model": str(run.trimmed_teacher), "revision": None}
+    return load_teacher(config.teacher.model_copy(update=trimmed), device)
+
+
+def teacher_settings(config: TeacherConfig) -> dict[str, Any] | None:
+    """The teacher's transformers config.json, without loading its weights; None where it cannot be had now.
+
+    Raises:
+        ConfigurationError: the packaged teacher is asked for and not installed.
+    """
+    from huggingface_hub import hf_hub_download
+
+    model = resolve_model(config.model)
+
+    def fetch(name: str) -> Any:
+        folder = Path(model)
+        return read_json(
+            folder / name if folder.is_dir() else Path(hf_hub_download(model, name, revision=config.revision))
+        )
+
+    try:
+        first = fetch(layout.MODULES)[0]["path"]
+        settings: dict[str, Any] = fetch(f"{first}/{layout.MODEL_SETTINGS}" if first else layout.MODEL_SETTINGS)
+    except (OSError, ValueError, InputError):
+        return None
+    return settings
 
 
 def resolve_model(model: str) -> str:

@@ -40,5 +40,5 @@ def _require_equal_dimensions(teacher: EncoderShape, student: EncoderShape, kind
     if teacher.dimension != student.dimension:
         raise ConfigurationError(
             f"objectives.{kind}: the teacher's vectors have {teacher.dimension} dimensions, the student's "
-            f"{student.dimension}. Set student.dense: copy to give the student the teacher's own head."
+            f"{student.dimension}. Set student.head: dense to give the student the teacher's dimension."
         )

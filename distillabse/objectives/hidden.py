@@ -3,36 +3,46 @@
 from __future__ import annotations
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from distillabse.config import HiddenObjective
-from distillabse.errors import ConfigurationError
 from distillabse.models.taps import EncoderShape, Signals, Tap
 from distillabse.objectives.base import Objective, resolve_layers
 
 
 class Hidden(Objective):
-    """Mean squared error of layer outputs over real tokens and dimensions (TinyBERT, arXiv:1909.10351)."""
+    """Mean squared error of layer outputs over real tokens and dimensions (TinyBERT, arXiv:1909.10351, equation 8).
+
+    Where the student is narrower, a linear map of its own leads each layer to the teacher's width. It is trained with
+    the student and no part of it. It starts at zero: it learns to read the student's states before it moves them.
+    """
 
     def __init__(self, config: HiddenObjective, teacher: EncoderShape, student: EncoderShape) -> None:
         super().__init__()
-        if teacher.hidden_size != student.hidden_size:
-            raise ConfigurationError(
-                f"objectives.hidden: the hidden sizes differ ({teacher.hidden_size} and {student.hidden_size}). "
-                "Use minilm_v2, which compares relations and needs no equal sizes."
-            )
         self.weight = config.weight
         self.layers = resolve_layers(config.layers, teacher, student, "hidden")
         self.student_taps = frozenset(Tap("hidden", layer) for layer, _ in self.layers)
         self.teacher_taps = frozenset(Tap("hidden", layer) for _, layer in self.layers)
+        self.maps = nn.ModuleList()
+        for _ in self.layers:
+            self.maps.append(_map(student.hidden_size, teacher.hidden_size))
 
     def forward(self, teacher: Signals, student: Signals, attention_mask: Tensor) -> dict[str, Tensor]:
         """The term hidden, summed over layer pairs."""
-        losses = [
-            masked_mean_square(teacher.taps[Tap("hidden", t)], student.taps[Tap("hidden", s)], attention_mask)
-            for s, t in self.layers
-        ]
+        losses = []
+        for (own, teachers), to_teacher in zip(self.layers, self.maps, strict=True):
+            output = to_teacher(student.taps[Tap("hidden", own)].float())
+            losses.append(masked_mean_square(teacher.taps[Tap("hidden", teachers)], output, attention_mask))
         return {"hidden": torch.stack(losses).sum()}
+
+
+def _map(inputs: int, outputs: int) -> nn.Module:
+    if inputs == outputs:
+        return nn.Identity()
+    linear = nn.Linear(inputs, outputs)
+    nn.init.zeros_(linear.weight)
+    nn.init.zeros_(linear.bias)
+    return linear
 
 
 def masked_mean_square(target: Tensor, output: Tensor, attention_mask: Tensor) -> Tensor:

@@ -1,4 +1,4 @@
-"""Sentences as token ids, exactly as the encoder itself would see them."""
+"""Sentences as a dataset of token ids, and batches of them."""
 
 from __future__ import annotations
 
@@ -7,25 +7,15 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
+from distillabse.models.tokens import tokenise
+
 if TYPE_CHECKING:
     from datasets import Dataset
     from sentence_transformers import SentenceTransformer
 
     from distillabse.training.cache import TeacherCache
 
-_BLOCK = 1000
-
-
-def tokenise(encoder: SentenceTransformer, texts: Sequence[str]) -> list[list[int]]:
-    """Token ids of each text with its special tokens, prompt, lower-casing and truncation as in `encoder.encode`."""
-    name = encoder.default_prompt_name
-    prompt = encoder.prompts.get(name) if name else None
-    rows: list[list[int]] = []
-    for start in range(0, len(texts), _BLOCK):
-        features = encoder.preprocess(list(texts[start : start + _BLOCK]), prompt=prompt or None)
-        masks = features["attention_mask"].bool()
-        rows.extend(ids[mask].tolist() for ids, mask in zip(features["input_ids"], masks, strict=True))
-    return rows
+_BLOCK = 20_000
 
 
 def training_dataset(encoder: SentenceTransformer, texts: Sequence[str]) -> Dataset:
@@ -34,9 +24,9 @@ def training_dataset(encoder: SentenceTransformer, texts: Sequence[str]) -> Data
     from rich.progress import track
 
     ids: list[list[int]] = []
-    blocks = range(0, len(texts), 20 * _BLOCK)
+    blocks = range(0, len(texts), _BLOCK)
     for start in track(blocks, description="Tokenising", transient=True, disable=len(blocks) < 2):
-        ids.extend(tokenise(encoder, texts[start : start + 20 * _BLOCK]))
+        ids.extend(tokenise(encoder, texts[start : start + _BLOCK]))
     return Dataset.from_dict({"input_ids": ids, "length": [len(row) for row in ids], "row": range(len(ids))})
 
 

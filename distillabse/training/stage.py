@@ -1,4 +1,4 @@
-"""The distill stage: from corpus and teacher to a student folder."""
+"""The assistant and distill stages: from corpus and teacher to a student folder."""
 
 from __future__ import annotations
 
@@ -10,62 +10,129 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from distillabse.config import JobConfig
+import numpy as np
+
+from distillabse.config import DenseStudentConfig, JobConfig, TeacherConfig, TeacherStudentConfig, TrainingConfig
 from distillabse.corpus.records import read_records, sentences
 from distillabse.errors import ConfigurationError
 from distillabse.evaluation.fidelity import cosine_and_skill
 from distillabse.layout import RunFolder
 from distillabse.models.folder import save_encoder
-from distillabse.models.student import build_student
-from distillabse.models.teacher import load_teacher
+from distillabse.models.reduction import fit_reduction, load_reduction, reduced, save_reduction
+from distillabse.models.student import build_student, with_unit_vectors
+from distillabse.models.teacher import load_teacher, training_teacher
 from distillabse.storage import new_folder, write_json
 
 if TYPE_CHECKING:
+    from numpy.typing import NDArray
     from sentence_transformers import SentenceTransformer
     from transformers import TrainingArguments
 
 logger = logging.getLogger(__name__)
 
 
+def assistant_stage(config: JobConfig, run: RunFolder, resume: bool = False) -> None:
+    """Train the teacher assistant of `config` and write `run.assistant`, whole or not at all; see `distill_stage`."""
+    device = _device(config, run.assistant_checkpoints)
+    teacher = training_teacher(config, run, device)
+    _train(config.of_assistant(), run, teacher, None, run.assistant, run.assistant_checkpoints, resume)
+
+
 def distill_stage(config: JobConfig, run: RunFolder, resume: bool = False) -> None:
     """Train the student of `config` on the run's corpus and write `run.student`, whole or not at all.
 
+    It learns from the teacher with the job's vocabulary, or from the assistant, if there is one. With student.kind:
+    teacher that teacher itself is written.
+
     Args:
         config: the job.
-        run: its folder; the corpus stage must have run.
+        run: its folder; the corpus and vocabulary stages must have run, and the assistant's, if there is one.
         resume: go on from the newest checkpoint, if there is one.
 
     Raises:
         ConfigurationError: teacher, student and objectives do not fit together.
         TrainingError: the loss stopped being a number.
     """
+    if isinstance(config.student, TeacherStudentConfig):
+        with new_folder(run.student) as folder:
+            save_encoder(with_unit_vectors(training_teacher(config, run)), folder)
+        logger.info("The teacher, untrained, written to %s", run.student)
+        return
+    device = _device(config, run.checkpoints)
+    if config.assistant is None:
+        teacher, reduction = training_teacher(config, run, device), None
+    else:
+        assistant = TeacherConfig(model=str(run.assistant))
+        teacher, reduction = load_teacher(assistant, device), load_reduction(run.assistant)
+    _train(config, run, teacher, reduction, run.student, run.checkpoints, resume)
+
+
+def _train(
+    config: JobConfig,
+    run: RunFolder,
+    teacher: SentenceTransformer,
+    reduction: NDArray[np.float32] | None,
+    product: Path,
+    checkpoints: Path,
+    resume: bool,
+) -> None:
+    """Train `config.student` on `teacher`, whose vectors are the original teacher's through `reduction`, if any."""
     from transformers.trainer_utils import get_last_checkpoint
 
     from distillabse.settings import training_arguments
 
+    assert isinstance(config.student, DenseStudentConfig)
     train = [sentence.text for sentence in sentences(read_records(run.split("train")))]
     dev = [sentence.text for sentence in sentences(read_records(run.split("dev")))]
-    arguments = training_arguments(config, run.checkpoints)
-    teacher = load_teacher(config.teacher, device=str(arguments.device))
-    checkpoint = get_last_checkpoint(str(run.checkpoints)) if resume and run.checkpoints.is_dir() else None
+    checkpoint = get_last_checkpoint(str(checkpoints)) if resume and checkpoints.is_dir() else None
     if resume:
         logger.info("Resuming from %s", checkpoint or "the start: there is no checkpoint yet")
-    student, history = distill(config, teacher, train, dev, arguments, checkpoint)
-    with new_folder(run.student) as folder:
+    student = build_student(teacher, config.student, np.load(run.token_counts, allow_pickle=False))
+    # Fidelity is always to the original teacher, whatever the student learns from.
+    is_original = config.vocabulary.kind == "keep" and config.assistant is None
+    original = teacher if is_original else load_teacher(config.teacher, str(teacher.device))
+    dimension = student.get_embedding_dimension()
+    if dimension < teacher.get_embedding_dimension():
+        own = fit_reduction(teacher, train, dimension)
+        teacher, reduction = reduced(teacher, own), own if reduction is None else reduction @ own
+    measure = held_out_fidelity(original if reduction is None else reduced(original, reduction), dev)
+    del original
+    arguments = training_arguments(config, checkpoints)
+    history = distill(config, teacher, student, train, measure, arguments, checkpoint)
+    with new_folder(product) as folder:
         save_encoder(student, folder)
+        if reduction is not None:
+            save_reduction(reduction, folder)
         write_json(folder / run.training_history.name, history)
-    logger.info("Student written to %s", run.student)
+    logger.info("Student written to %s", product)
+
+
+def _device(config: JobConfig, checkpoints: Path) -> str:
+    from distillabse.settings import training_arguments
+
+    return str(training_arguments(config, checkpoints).device)
 
 
 def distill(
-    config: JobConfig,
+    config: TrainingConfig,
     teacher: SentenceTransformer,
+    student: SentenceTransformer,
     train: Sequence[str],
-    dev: Sequence[str],
+    held_out: Callable[[SentenceTransformer], dict[str, float]],
     arguments: TrainingArguments,
     checkpoint: str | None = None,
-) -> tuple[SentenceTransformer, dict[str, Any]]:
-    """Train a student of `teacher`; returns it with the history of the run."""
+) -> dict[str, Any]:
+    """Train `student` on `teacher`; returns the history of the run.
+
+    Args:
+        config: objectives, teacher cache, early stopping.
+        teacher: what it learns from; same tokenizer and dimension.
+        student: trained in place; in evaluation mode afterwards.
+        train: sentences.
+        held_out: figures of the student at every evaluation, as from `held_out_fidelity`.
+        arguments: of the Trainer.
+        checkpoint: folder to go on from.
+    """
     from transformers import EarlyStoppingCallback
 
     from distillabse.training.cache import build_cache
@@ -73,7 +140,6 @@ def distill(
     from distillabse.training.distiller import Distiller
     from distillabse.training.trainer import DistillationTrainer
 
-    student = build_student(teacher, config.student)
     distiller = Distiller(student, teacher, config.objectives)
     callbacks: list[Any] = []
     if config.early_stopping is not None:
@@ -84,13 +150,12 @@ def distill(
         cache = None
         if config.teacher_cache:
             cache = build_cache(distiller, sentences, folder, arguments.device, arguments.bf16)
-        trainer = DistillationTrainer(
-            distiller, arguments, sentences, held_out_fidelity(teacher, dev), callbacks, cache
-        )
+        trainer = DistillationTrainer(distiller, arguments, sentences, held_out, callbacks, cache)
         trainer.train(resume_from_checkpoint=checkpoint)
     seconds = time.monotonic() - started
     trained = trainer.state.global_step * arguments.train_batch_size * arguments.gradient_accumulation_steps
-    history = {
+    student.eval()
+    return {
         "log": trainer.state.log_history,
         "steps": trainer.state.global_step,
         "training_seconds": round(seconds, 1),
@@ -100,7 +165,6 @@ def distill(
         "precision": "bf16" if arguments.bf16 else "fp16" if arguments.fp16 else "fp32",
         "resumed_from": Path(checkpoint).name if checkpoint else None,
     }
-    return student.eval(), history
 
 
 @contextmanager

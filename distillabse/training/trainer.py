@@ -12,9 +12,11 @@ from typing import TYPE_CHECKING, Any
 import torch
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from safetensors.torch import load_file, save_file
 from transformers import Trainer, TrainerCallback, TrainingArguments
 from transformers.trainer_callback import PrinterCallback
 
+from distillabse import layout
 from distillabse.errors import ConfigurationError, TrainingError
 from distillabse.models.folder import save_encoder
 from distillabse.storage import storage_errors
@@ -138,13 +140,20 @@ class DistillationTrainer(Trainer):
 
     def _save(self, output_dir: str | None = None, state_dict: dict[str, Any] | None = None) -> None:
         if self.args.should_save:
-            save_encoder(self.distiller.student, Path(output_dir or self.args.output_dir))
+            folder = Path(output_dir or self.args.output_dir)
+            save_encoder(self.distiller.student, folder)
+            # What objectives learn, such as a map to the teacher's width, is needed to go on; no part of the student.
+            if learnt := self.distiller.objectives.state_dict():
+                save_file(learnt, folder / layout.OBJECTIVES)
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
         from distillabse.models.teacher import load_encoder
 
         saved = load_encoder(resume_from_checkpoint, device=str(self.args.device))
         self.distiller.student.load_state_dict(saved.state_dict())
+        objectives = Path(resume_from_checkpoint) / layout.OBJECTIVES
+        if objectives.is_file():
+            self.distiller.objectives.load_state_dict(load_file(objectives))
 
     def _load_best_model(self) -> None:
         logger.info("Taking the best checkpoint, %s", self.state.best_model_checkpoint)

@@ -1,0 +1,64 @@
+"""The whole job as one typed schema."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from pydantic import Field, model_validator
+
+from distillabse.config.corpus import CorpusConfig
+from distillabse.config.models import (
+    AssistantConfig,
+    DenseStudentConfig,
+    StudentConfig,
+    TeacherConfig,
+    TrainingConfig,
+    VocabularyConfig,
+)
+from distillabse.config.product import BenchConfig, EvaluationConfig, ExportConfig, GatesConfig, PlanConfig
+
+
+class JobConfig(TrainingConfig):
+    """One compression job."""
+
+    name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$", description="Name of the job, used for its folder.")
+    output: Path = Field(Path("runs"), description="Folder that holds the run folder <output>/<name>.")
+    seed: int = 42
+    teacher: TeacherConfig
+    corpus: CorpusConfig
+    vocabulary: VocabularyConfig = Field(default_factory=VocabularyConfig)
+    assistant: AssistantConfig | None = Field(None, description="A teacher assistant between teacher and student.")
+    student: StudentConfig = Field(default_factory=DenseStudentConfig)
+    export: ExportConfig = Field(default_factory=ExportConfig)
+    gates: GatesConfig = Field(default_factory=GatesConfig)
+    evaluation: EvaluationConfig = Field(default_factory=EvaluationConfig)
+    bench: BenchConfig = Field(default_factory=BenchConfig)
+    plan: PlanConfig = Field(default_factory=PlanConfig)
+
+    @model_validator(mode="after")
+    def _parts_fit(self) -> JobConfig:
+        if isinstance(self.student, DenseStudentConfig):
+            for name, trained in (("", self), ("assistant.", self.assistant)):
+                if trained is not None and not trained.objectives:
+                    raise ValueError(f"{name}objectives: a student needs at least one objective to learn from")
+            if self.assistant is not None:
+                self.assistant.require_larger_than(self.student)
+        elif self.assistant is not None:
+            raise ValueError("assistant: with student.kind: teacher nothing is trained; remove the assistant")
+        return self
+
+    def of_assistant(self) -> JobConfig:
+        """The same job with the assistant as its student.
+
+        Raises:
+            ValueError: the job has no assistant.
+        """
+        if self.assistant is None:
+            raise ValueError("the job has no assistant")
+        own = {name: getattr(self.assistant, name) for name in AssistantConfig.model_fields}
+        return self.model_copy(update={**own, "assistant": None})
+
+    @property
+    def run_folder(self) -> Path:
+        """Where everything of this job goes."""
+        return self.output / self.name

@@ -1,0 +1,77 @@
+"""The terms of the loss."""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+from pydantic import Field
+
+from distillabse.config.schema import Schema
+
+Relation = Literal["qq", "kk", "vv"]
+
+
+class LayerPair(Schema):
+    """Which student layer learns from which teacher layer; negative numbers count from the end."""
+
+    student: int = -1
+    teacher: int = -1
+
+
+def _last_layers() -> list[LayerPair]:
+    return [LayerPair()]
+
+
+def _every_relation() -> dict[Relation, float]:
+    return {"qq": 1.0, "kk": 1.0, "vv": 1.0}
+
+
+class MiniLMObjective(Schema):
+    """Deep self-attention distillation (MiniLM, Wang et al. 2020): attention distributions and value relations."""
+
+    kind: Literal["minilm"] = "minilm"
+    weight: float = Field(1.0, gt=0)
+    attention: bool = Field(
+        True, description="KL of the attention distributions (equation 5); needs equal head counts."
+    )
+    value: bool = Field(True, description="KL of the value relations (equation 6).")
+    layers: list[LayerPair] = Field(default_factory=_last_layers, min_length=1, description="Last to last by default.")
+
+
+class MiniLMv2Objective(Schema):
+    """Multi-head self-attention relations (MiniLMv2, Wang et al. 2021): QQ, KK, VV with relation heads."""
+
+    kind: Literal["minilm_v2"] = "minilm_v2"
+    weight: float = Field(1.0, gt=0)
+    relations: dict[Relation, float] = Field(
+        default_factory=_every_relation, min_length=1, description="Weight of each relation."
+    )
+    relation_heads: int = Field(12, ge=1, description="Must divide both hidden sizes; not tied to either head count.")
+    layers: list[LayerPair] = Field(default_factory=_last_layers, min_length=1, description="Last to last by default.")
+
+
+class HiddenObjective(Schema):
+    """Mean squared error between token states of two layers (same hidden size), padding left out."""
+
+    kind: Literal["hidden"] = "hidden"
+    weight: float = Field(1.0, gt=0)
+    layers: list[LayerPair] = Field(default_factory=_last_layers, min_length=1, description="Last to last by default.")
+
+
+class CosineObjective(Schema):
+    """1 - cosine between the student's and the teacher's sentence vectors."""
+
+    kind: Literal["cosine"] = "cosine"
+    weight: float = Field(1.0, gt=0)
+
+
+class MSEObjective(Schema):
+    """Squared error between sentence vectors, summed over dimensions, mean over the batch."""
+
+    kind: Literal["mse"] = "mse"
+    weight: float = Field(1.0, gt=0)
+
+
+ObjectiveConfig = Annotated[
+    MiniLMObjective | MiniLMv2Objective | HiddenObjective | CosineObjective | MSEObjective, Field(discriminator="kind")
+]

@@ -1,0 +1,83 @@
+"""What comes out: export, gates, evaluation and measurement."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from pydantic import Field, model_validator
+
+from distillabse.config.corpus import Source
+from distillabse.config.schema import Cosine, Schema
+
+
+class Int8Config(Schema):
+    """INT8: weights per output channel (symmetric), activations per token (asymmetric), embedding rows one by one."""
+
+    enabled: bool = True
+    cpu: Literal["avx512_vnni", "avx512", "avx2", "arm64"] = Field(
+        "avx512_vnni", description="CPU to build for; avx512 and avx2 without VNNI get 7-bit weights, or they saturate."
+    )
+    embeddings: bool = Field(True, description="Store the embedding table as one INT8 row and one scale per token.")
+
+
+class ExportConfig(Schema):
+    """The ONNX graphs of the bundle."""
+
+    opset: int = Field(18, ge=17, le=23, description="ONNX operator set.")
+    int8: Int8Config = Field(default_factory=Int8Config)
+
+
+class GatesConfig(Schema):
+    """`verify` fails, with exit status 1, when any of these is not met."""
+
+    onnx_fp32_to_torch_min: Cosine = Field(
+        0.99999, description="Least cosine of any sentence, ONNX fp32 against torch."
+    )
+    int8_to_fp32_mean: Cosine = Field(0.998, description="Mean cosine, INT8 against the fp32 student.")
+    invariance_min: Cosine = Field(0.99999, description="Least cosine of a vector alone, in a batch, or padded.")
+    teacher_cosine_mean: Cosine = Field(0.0, description="Mean cosine of every artefact to the teacher, test split.")
+    teacher_skill: float = Field(0.0, description="Skill of every artefact on the test split.")
+
+
+class EvaluationConfig(Schema):
+    """What fidelity is measured on."""
+
+    sets: dict[str, Source] = Field(
+        default_factory=dict, description="More evaluation texts by name; the corpus's own test split is always 'test'."
+    )
+    max_sentences: int = Field(2000, ge=2, description="At most this many sentences of each set.")
+    bootstrap_samples: int = Field(1000, ge=100, description="Resamples for the 95 % interval.")
+
+
+class BenchConfig(Schema):
+    """How speed is measured."""
+
+    batch_sizes: list[int] = Field(default_factory=lambda: [1, 8, 32, 128], min_length=1)
+    threads: int | None = Field(None, ge=1, description="Threads per engine; by default every core.")
+    rounds: int = Field(
+        30, ge=5, description="Rounds in which the engines alternate; each gives one pair for the ratio."
+    )
+    seconds_per_round: float = Field(
+        0.1, gt=0, description="Time an engine works per round and batch size, at least once."
+    )
+    device: Literal["cpu", "cuda"] = "cpu"
+
+
+class PlanConfig(Schema):
+    """The shapes that `plan` measures: every combination of the lists, over the job's own `student` block."""
+
+    layers: list[int] = Field(default_factory=lambda: [2, 3, 4, 6], min_length=1)
+    hidden_size: list[int] | None = Field(None, description="By default the teacher's own, a half and a third of it.")
+    intermediate_size: list[int] | None = Field(None, description="By default in the teacher's proportion.")
+    attention_heads: list[int] | None = Field(None, description="By default as in `student.attention_heads`.")
+    embedding_size: list[int | None] = Field([None], min_length=1, description="null: as wide as hidden_size.")
+    speedup: float = Field(10.0, gt=0, description="How many times the teacher in ONNX Runtime fp32 to choose for.")
+    batch: int = Field(1, ge=1, description="The batch size at which `speedup` must be reached.")
+    batch_sizes: list[int] = Field(default_factory=lambda: [1, 32], min_length=1, description="What is measured.")
+    rounds: int = Field(10, ge=5, description="Rounds in which teacher and candidates alternate.")
+
+    @model_validator(mode="after")
+    def _target_is_measured(self) -> PlanConfig:
+        if self.batch not in self.batch_sizes:
+            raise ValueError(f"batch {self.batch} is not among batch_sizes {self.batch_sizes}; add it")
+        return self
