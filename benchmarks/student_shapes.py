@@ -1,6 +1,6 @@
 """How small and how fast students of LaBSE can be: vocabulary trimmed to 60,000 rows, nine shapes, INT8.
 
-    python benchmarks/student_shapes.py --data data [--runs runs] [--rounds 24]
+    python benchmarks/student_shapes.py --data data [--runs runs] [--rounds 40]
 
 The teacher has LaBSE's shape and random weights (labse_stand_in.py), and so have the students: this measures speed and
 size only. All engines alternate in one run, on sentences of eval/tatoeba_test.tsv.gz; nothing is trained or chosen on
@@ -38,7 +38,7 @@ SHAPES: dict[str, dict[str, int]] = {
     "6x192": {"layers": 6, "hidden_size": 192},
     "6x256 of 128": {"layers": 6, "hidden_size": 256, "embedding_size": 128},
     "4x256 of 128": {"layers": 4, "hidden_size": 256, "embedding_size": 128},
-    "3x768 of 256": {"layers": 3, "hidden_size": 768, "embedding_size": 256},
+    "3x768 of 192": {"layers": 3, "hidden_size": 768, "embedding_size": 192},
 }
 TARGETS = {
     "served_bytes": 40_000_000,
@@ -47,7 +47,7 @@ TARGETS = {
     "trimming_seconds": 180,
     "trimming_peak_bytes": 8 * 2**30,
 }
-BASELINES = {"teacher_onnx": "LaBSE's shape in ONNX Runtime, fp32", "teacher_torch": "LaBSE's shape in PyTorch"}
+BASELINES = {"teacher_onnx": "ONNX Runtime fp32", "teacher_torch": "PyTorch"}
 
 
 def main() -> None:
@@ -57,7 +57,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", type=Path, default=Path("data"))
     parser.add_argument("--runs", type=Path, default=Path("runs"))
-    parser.add_argument("--rounds", type=int, default=24)
+    parser.add_argument("--rounds", type=int, default=40)
     arguments = parser.parse_args()
     result = run(arguments.data, arguments.runs, arguments.rounds)
     write_json(RESULTS / "student_shapes.json", result)
@@ -161,20 +161,16 @@ def build(source: Path, shape: dict[str, int], folder: Path) -> dict[str, Any]:
     import torch
 
     from distillabse.config import DenseStudentConfig
-    from distillabse.models.shape import transformer_shape
     from distillabse.models.student import build_student
-    from distillabse.models.teacher import load_encoder, transformer_of
+    from distillabse.models.teacher import load_encoder
 
     torch.manual_seed(SEED)
-    student = build_student(
-        load_encoder(str(source)), DenseStudentConfig(**shape, head="dense", initialisation="random")
-    )
-    resolved = transformer_shape(transformer_of(student).config.to_dict())
-    return {"shape": vars(resolved), **write_product(student.eval(), folder, True)}
+    config = DenseStudentConfig(**shape, head="dense", initialisation="random")
+    return write_product(build_student(load_encoder(str(source)), config).eval(), folder, True)
 
 
 def write_product(encoder: Any, folder: Path, int8: bool) -> dict[str, Any]:
-    """Write a bundle; its parameters and sizes.
+    """Write a bundle; its shape, parameters and sizes.
 
     served_bytes is what a service with a bare ONNX Runtime copies: the INT8 graph, the tokenizer and the settings.
     """
@@ -182,16 +178,24 @@ def write_product(encoder: Any, folder: Path, int8: bool) -> dict[str, Any]:
     from distillabse.config import ExportConfig, Int8Config
     from distillabse.evaluation.bench import count_parameters, graph_bytes
     from distillabse.export.bundle import write_bundle
+    from distillabse.models.shape import transformer_shape
+    from distillabse.models.teacher import transformer_of
 
     folder.mkdir()
     write_bundle(encoder, folder, ExportConfig(int8=Int8Config(enabled=int8)), {})
-    sizes = {"parameters": count_parameters(encoder), "fp32_graph_bytes": graph_bytes(folder / layout.ONNX_FP32)}
+    settings = transformer_of(encoder).config
+    product = {
+        "shape": vars(transformer_shape(settings.to_dict())),
+        "vocabulary_rows": settings.vocab_size,
+        "parameters": count_parameters(encoder),
+        "fp32_graph_bytes": graph_bytes(folder / layout.ONNX_FP32),
+    }
     if int8:
         graph = graph_bytes(folder / int8_graph())
         beside = (layout.TOKENIZER, layout.TOKENIZER_SETTINGS, layout.TRANSFORMER_SETTINGS)
-        settings = sum((folder / name).stat().st_size for name in (*beside, layout.SENTENCE_TRANSFORMERS_SETTINGS))
-        sizes |= {"int8_graph_bytes": graph, "served_bytes": graph + settings}
-    return sizes
+        others = sum((folder / name).stat().st_size for name in (*beside, layout.SENTENCE_TRANSFORMERS_SETTINGS))
+        product |= {"int8_graph_bytes": graph, "served_bytes": graph + others}
+    return product
 
 
 def int8_graph() -> str:
@@ -266,29 +270,34 @@ def student(product: dict[str, Any], latency: list[dict[str, Any]]) -> dict[str,
 
 
 def plot(result: Mapping[str, Any], path: Path) -> None:
-    """Speedup at batch 1 and batch 32 against served size, one panel for each baseline; the targets dashed."""
+    """Speedup at batch 1 and batch 32 against served size, one panel for each baseline; the targets dotted."""
     import matplotlib
 
     matplotlib.use("Agg")
     matplotlib.rcParams["svg.hashsalt"] = "distillabse"
     from matplotlib import pyplot
+    from matplotlib.ticker import FormatStrFormatter, NullFormatter
 
-    figure, panels = pyplot.subplots(1, 2, figsize=(11, 4.6), layout="constrained")
+    figure, panels = pyplot.subplots(1, 2, figsize=(11, 4.5), layout="constrained")
     for axes, (baseline, title) in zip(panels, BASELINES.items(), strict=True):
         key = f"speedup_vs_{baseline}"
-        for index, (batch, marker) in enumerate(zip(BATCH_SIZES, "os", strict=True)):
-            rows = [(one["served_bytes"] / 1e6, one["latency"][index]) for one in result["students"].values()]
-            axes.plot([x for x, _ in rows], [row[key] for _, row in rows], marker, label=f"batch {batch}")
-        for name, one in result["students"].items():
-            size, speedups = one["served_bytes"] / 1e6, [row[key] for row in one["latency"]]
-            axes.vlines(size, min(speedups), max(speedups), color="lightgrey", zorder=0)
-            axes.annotate(name, (size, max(speedups)), (0, 6), textcoords="offset points", ha="center", fontsize=8)
+        for index, (name, one) in enumerate(result["students"].items()):
+            size, colour = one["served_bytes"] / 1e6, f"C{index}"
+            for row, marker in zip(one["latency"], "os", strict=True):
+                axes.plot(size, row[key], marker, color=colour)
+                axes.vlines(size, *row[f"{key}_ci95"], color=colour)
+            axes.plot([], [], "o", color=colour, label=f"{name}: {size:.0f} MB")
+        for batch, marker in zip(BATCH_SIZES, "os", strict=True):
+            axes.plot([], [], marker, color="black", label=f"batch {batch}")
         axes.axhline(TARGETS[key], color="black", linestyle="dotted")
         axes.axvline(TARGETS["served_bytes"] / 1e6, color="black", linestyle="dotted")
-        axes.set(xlabel="served size, MB (INT8 graph, tokenizer, settings)", ylabel="times as fast", title=title)
-        axes.set(xlim=(0, None), ylim=(0, None))
-        axes.legend(loc="lower left")
-    figure.suptitle("Students by layers x width (of embedding width). Random weights: speed and size only", fontsize=10)
+        axes.set_yscale("log", base=2)
+        axes.yaxis.set_major_formatter(FormatStrFormatter("%g"))
+        axes.yaxis.set_minor_formatter(NullFormatter())
+        axes.set(xlim=(0, None), xlabel="MB served: INT8 graph, tokenizer, settings", ylabel="times as fast")
+        axes.set_title(f"Speed-up over LaBSE's shape in {title}", fontsize=10)
+    figure.legend(*panels[0].get_legend_handles_labels(), loc="outside right center", frameon=False)
+    figure.suptitle("Random weights: speed and size only. Students: layers x width (of embedding width)", fontsize=10)
     figure.savefig(path, metadata={"Date": None})
 
 

@@ -149,7 +149,9 @@ class DistillationTrainer(Trainer):
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
         from distillabse.models.teacher import load_encoder
 
-        saved = load_encoder(resume_from_checkpoint, device=str(self.args.device))
+        # A Dense head is first made with random weights; drawing them must not change the order of the sentences.
+        with torch.random.fork_rng():
+            saved = load_encoder(resume_from_checkpoint, device=str(self.args.device))
         self.distiller.student.load_state_dict(saved.state_dict())
         objectives = Path(resume_from_checkpoint) / layout.OBJECTIVES
         if objectives.is_file():
