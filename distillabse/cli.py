@@ -275,17 +275,20 @@ def doctor(
 
 @app.command()
 def validate(config: Config, overrides: Overrides = None) -> None:
-    """Check a configuration, TrainingArguments included, without running anything.
+    """Check a configuration, TrainingArguments and the student's shape included, without running anything.
 
     Example: distillabse validate my.yaml training.learning_rate=1e-4
     """
     import tempfile
 
+    from distillabse.pipeline import require_fitting_shapes
     from distillabse.settings import config_hash, training_arguments
 
     job = _load(config, overrides)
+    require_fitting_shapes(job)
     with tempfile.TemporaryDirectory() as folder:
-        training_arguments(job, Path(folder))
+        for trained in (job, job.of_assistant()) if job.assistant else (job,):
+            training_arguments(trained, Path(folder))
     typer.echo(f"{config} is valid (hash {config_hash(job)[:12]}).")
 
 

@@ -46,27 +46,36 @@ def training_teacher(config: JobConfig, run: RunFolder, device: str = "cpu") -> 
 
 
 def teacher_settings(config: TeacherConfig) -> dict[str, Any] | None:
-    """The teacher's transformers config.json, without loading its weights; None where it cannot be had now.
+    """The teacher's transformers config.json, without loading its weights; None where it cannot be had at once.
 
     Raises:
         ConfigurationError: the packaged teacher is asked for and not installed.
     """
-    from huggingface_hub import hf_hub_download
-
     model = resolve_model(config.model)
-
-    def fetch(name: str) -> Any:
-        folder = Path(model)
-        return read_json(
-            folder / name if folder.is_dir() else Path(hf_hub_download(model, name, revision=config.revision))
-        )
-
     try:
-        first = fetch(layout.MODULES)[0]["path"]
-        settings: dict[str, Any] = fetch(f"{first}/{layout.MODEL_SETTINGS}" if first else layout.MODEL_SETTINGS)
-    except (OSError, ValueError, InputError):
+        first = _read_setting(model, config.revision, layout.MODULES)[0]["path"]
+        name = f"{first}/{layout.MODEL_SETTINGS}" if first else layout.MODEL_SETTINGS
+        settings: dict[str, Any] = _read_setting(model, config.revision, name)
+    except Exception:  # whatever is wrong is told, with its remedy, where the teacher is loaded
         return None
     return settings
+
+
+def _read_setting(model: str, revision: str | None, name: str) -> Any:
+    """One JSON file of a local folder, of the hub's cache, or else of the hub, which is asked once and briefly."""
+    from huggingface_hub import get_session, get_token, hf_hub_download, hf_hub_url
+
+    if Path(model).is_dir():
+        return read_json(Path(model) / name)
+    try:
+        return read_json(Path(hf_hub_download(model, name, revision=revision, local_files_only=True)))
+    except FileNotFoundError:
+        url = hf_hub_url(model, name, revision=revision)
+        token = get_token()
+        headers = {"authorization": f"Bearer {token}"} if token else {}
+        response = get_session().get(url, headers=headers, timeout=5, follow_redirects=True)
+        response.raise_for_status()
+        return response.json()
 
 
 def resolve_model(model: str) -> str:

@@ -96,7 +96,7 @@ def _train(
         own = fit_reduction(teacher, train, dimension)
         teacher, reduction = reduced(teacher, own), own if reduction is None else reduction @ own
     measure = held_out_fidelity(original if reduction is None else reduced(original, reduction), dev)
-    del original
+    del original  # it may be many times as large as the one that teaches
     arguments = training_arguments(config, checkpoints)
     history = distill(config, teacher, student, train, measure, arguments, checkpoint)
     with new_folder(product) as folder:

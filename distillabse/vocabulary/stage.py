@@ -162,21 +162,28 @@ def trim_vocabulary(
 
 
 def vocabulary_table(report: Mapping[str, Any]) -> Table:
-    """The report for people."""
-    title = f"Vocabulary: {report['rows']:,} rows, the corpus uses {report['rows_used']:,}"
+    """The report for people, at most 80 columns wide."""
+    from rich import box
+
     trimmed = "rows_kept" in report
+    title = f"Vocabulary: {report['rows']:,} rows, the corpus uses {report['rows_used']:,}"
+    caption = None
     if trimmed:
         before, after = report["table_bytes_before"] / 1e6, report["table_bytes_after"] / 1e6
         title += f", {report['rows_kept']:,} are kept ({before:,.1f} MB → {after:,.1f} MB)"
-    table = Table(title=title)
-    table.add_column("language")
-    for name in ("sentences", "tokens", "rows used"):
-        table.add_column(name, justify="right")
-    titles = ["tokens/sentence", "unknown", f"rows for {100 * report['coverage']:.4g} %"]
+        caption = "dev: held-out sentences that get the same tokens, tokens per sentence, unknown tokens"
+    table = Table(
+        title=title, caption=caption, box=box.SIMPLE, padding=(0, 1, 0, 0), show_edge=False, pad_edge=False,
+        title_justify="left", caption_justify="left",
+    )  # fmt: skip
+    table.add_column("", no_wrap=True)
+    headings = ["sentences", "tokens", "rows\nused"]
     if trimmed:
-        titles = ["rows kept", "tokens kept", "same tokens (dev)", "tokens/sentence (dev)", "unknown (dev)"]
-    for name in titles:
-        table.add_column(name, justify="right")
+        headings += ["rows\nkept", "tokens\nkept", "dev:\nsame", "dev: tokens/\nsentence", "dev:\nunknown"]
+    else:
+        headings += ["tokens/\nsentence", "unknown", f"rows for\n{100 * report['coverage']:.4g} %"]
+    for heading in headings:
+        table.add_column(heading, justify="right", no_wrap=True)
     for language, row in report["languages"].items():
         cells = (f"{row['sentences']:,}", f"{row['tokens']:,}", f"{row['rows_used']:,}")
         table.add_row(language, *cells, *(_trimmed_cells(row) if trimmed else _usage_cells(row)))
@@ -193,9 +200,9 @@ def _trimmed_cells(row: Mapping[str, Any]) -> tuple[str, ...]:
         return (*kept, "-", "-", "-")
     return (
         *kept,
-        f"{row['identical']:.2%}",
-        f"{row['tokens_per_sentence_before']:.2f} → {row['tokens_per_sentence_after']:.2f}",
-        f"{row['unknown_rate_before']:.2%} → {row['unknown_rate_after']:.2%}",
+        f"{row['identical']:.1%}",
+        f"{row['tokens_per_sentence_before']:.1f} → {row['tokens_per_sentence_after']:.1f}",
+        f"{100 * row['unknown_rate_before']:.2f} → {row['unknown_rate_after']:.2%}",
     )
 
 
