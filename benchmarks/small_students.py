@@ -97,38 +97,46 @@ def job(name: str, data: Path, runs: Path) -> Any:
 
 
 def train(name: str, data: Path, runs: Path) -> dict[str, Any]:
-    """Every stage up to the gates; size, training time and fidelity of the torch student and of its INT8 graph."""
-    from distillabse import layout
-    from distillabse.evaluation.bench import count_parameters, graph_bytes
+    """Train one student. A shape is exported and judged, too; a comparison only has its curve on the dev split."""
+    from distillabse.evaluation.bench import count_parameters
     from distillabse.models.teacher import load_encoder
     from distillabse.pipeline import is_current, prepare, run_stage
     from distillabse.storage import read_json
 
     config = job(name, data, runs)
     run = prepare(config)
-    for stage in ("corpus", "vocabulary", "distill", "export", "verify"):
+    stages = ("corpus", "vocabulary", "distill", "export", "verify")
+    for stage in stages if name in SHAPES else stages[:3]:
         if not is_current(stage, config, run):
             print(f"{name}: {stage}", flush=True)
             run_stage(stage, config, run, resume=True)
-    verification = read_json(run.verification)
     history = read_json(run.training_history) if run.training_history.is_file() else {"log": []}
-    keys = ("cosine_mean", "cosine_p05", "constant_baseline", "skill", "ci95", "neighbour_top1", "n")
     return {
         "student": STUDENTS[name],
         "vocabulary": read_json(run.vocabulary_counts),
         "parameters": count_parameters(load_encoder(str(run.student))),
-        "int8_bytes": graph_bytes(run.bundle / layout.ONNX_INT8["avx512_vnni"]),
-        "training_seconds": history.get("training_seconds", 0.0),
-        "sentences_per_second": history.get("sentences_per_second"),
-        "fidelity": {
-            artefact: {key: {field: row[field] for field in keys} for key, row in sets.items()}
-            for artefact, sets in verification["fidelity"].items()
-        },
         "dev_curve": [
             {"step": entry["step"], "cosine": entry["eval_cosine"]}
             for entry in history["log"]
             if "eval_cosine" in entry
         ],
+        **(judged(run) if name in SHAPES else {}),
+    }
+
+
+def judged(run: Any) -> dict[str, Any]:
+    """Size of the INT8 graph, and fidelity of every artefact."""
+    from distillabse import layout
+    from distillabse.evaluation.bench import graph_bytes
+    from distillabse.storage import read_json
+
+    keys = ("cosine_mean", "cosine_p05", "constant_baseline", "skill", "ci95", "neighbour_top1", "n")
+    return {
+        "int8_bytes": graph_bytes(run.bundle / layout.ONNX_INT8["avx512_vnni"]),
+        "fidelity": {
+            artefact: {key: {field: row[field] for field in keys} for key, row in sets.items()}
+            for artefact, sets in read_json(run.verification)["fidelity"].items()
+        },
     }
 
 

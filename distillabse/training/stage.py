@@ -153,7 +153,8 @@ def distill(
         trainer = DistillationTrainer(distiller, arguments, sentences, held_out, callbacks, cache)
         trainer.train(resume_from_checkpoint=checkpoint)
     seconds = time.monotonic() - started
-    trained = trainer.state.global_step * arguments.train_batch_size * arguments.gradient_accumulation_steps
+    earlier = int(Path(checkpoint).name.rsplit("-", 1)[1]) if checkpoint else 0
+    trained = (trainer.state.global_step - earlier) * arguments.train_batch_size * arguments.gradient_accumulation_steps
     student.eval()
     return {
         "log": trainer.state.log_history,
