@@ -8,42 +8,18 @@ import sys
 import numpy as np
 import pytest
 import yaml
-from tiny import tiny_encoder
+from tiny import tiny_job
 
 from distillabse import cli
 from distillabse.export.bundle import broken_checksums
-
-WORDS = """man woman dog cat house city street car train night morning friend tree water book day hand year child
-world""".split()
 
 
 @pytest.fixture(scope="module")
 def job(tmp_path_factory):
     """A YAML file for a job that takes seconds."""
     folder = tmp_path_factory.mktemp("job")
-    random = np.random.default_rng(0)
-    rows = ["text\tlang"]
-    for _ in range(300):
-        rows.append(" ".join(random.choice(WORDS, size=random.integers(3, 9))) + f"\t{random.choice(['en', 'de'])}")
-    (folder / "text.tsv").write_text("\n".join(rows) + "\n")
-    tiny_encoder(folder / "teacher", layers=3)
-    values = {
-        "name": "tiny",
-        "output": str(folder / "runs"),
-        "teacher": {"model": str(folder / "teacher")},
-        "corpus": {
-            "sources": [{"kind": "files", "path": str(folder / "text.tsv"), "text": "text", "language_column": "lang"}],
-            "split": {"dev": 0.1, "test": 0.2},
-        },
-        "student": {"layers": 2},
-        "objectives": [{"kind": "cosine"}, {"kind": "minilm"}],
-        "training": {"max_steps": 6, "per_device_train_batch_size": 16, "bf16": False, "report_to": [], "eval_steps": 3,
-                     "save_steps": 3, "logging_steps": 1},
-        # Six steps teach nothing: a gate on skill would rightly fail.
-        "gates": {"int8_to_fp32_mean": 0.98, "teacher_skill": -100},
-        "evaluation": {"bootstrap_samples": 100},
-        "bench": {"batch_sizes": [1, 4], "rounds": 5, "seconds_per_round": 0.001, "threads": 1},
-    }  # fmt: skip
+    bench = {"batch_sizes": [1, 4], "rounds": 5, "seconds_per_round": 0.001, "threads": 1}
+    values = tiny_job(folder, "tiny", objectives=[{"kind": "cosine"}, {"kind": "minilm"}], bench=bench)
     path = folder / "job.yaml"
     path.write_text(yaml.safe_dump(values))
     return path

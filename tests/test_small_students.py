@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 from sentence_transformers import SentenceTransformer
-from tiny import VOCABULARY, tiny_encoder
+from tiny import JOB_WORDS, VOCABULARY, tiny_job
 
 from distillabse.config import (
     CosineObjective,
@@ -30,43 +30,15 @@ from distillabse.training.data import PaddingCollator
 from distillabse.training.distiller import Distiller
 from distillabse.training.stage import distill, held_out_fidelity
 
-WORDS = """man woman dog cat house city street car train night morning friend tree water book day hand year child
-world""".split()
-
 
 @pytest.fixture(scope="module")
 def place(tmp_path_factory):
-    """A teacher of 3 layers, width 32, and a table of sentences in two languages."""
-    folder = tmp_path_factory.mktemp("place")
-    random = np.random.default_rng(0)
-    rows = ["text\tlang"]
-    for _ in range(300):
-        rows.append(" ".join(random.choice(WORDS, size=random.integers(3, 9))) + f"\t{random.choice(['en', 'de'])}")
-    (folder / "text.tsv").write_text("\n".join(rows) + "\n")
-    tiny_encoder(folder / "teacher", layers=3)
-    return folder
+    """Where the teacher (3 layers, width 32), the sentences and the runs are."""
+    return tmp_path_factory.mktemp("place")
 
 
 def job(place, name, **blocks):
-    training = {
-        "max_steps": 6, "per_device_train_batch_size": 16, "bf16": False, "report_to": [], "eval_steps": 3,
-        "save_steps": 3, "logging_steps": 1,
-    }  # fmt: skip
-    source = {"kind": "files", "path": str(place / "text.tsv"), "text": "text", "language_column": "lang"}
-    return validate(
-        {
-            "name": name,
-            "output": str(place / "runs"),
-            "teacher": {"model": str(place / "teacher")},
-            "corpus": {"sources": [source], "split": {"dev": 0.1, "test": 0.2}},
-            "objectives": [{"kind": "cosine"}],
-            "training": training,
-            "gates": {"int8_to_fp32_mean": 0.98, "teacher_skill": -100, "teacher_cosine_mean": -1},
-            "evaluation": {"bootstrap_samples": 100},
-            "bench": {"batch_sizes": [1], "rounds": 5, "seconds_per_round": 0.001, "threads": 1},
-            **blocks,
-        }
-    )
+    return validate(tiny_job(place, name, **blocks))
 
 
 def texts_of(run, split):
@@ -269,7 +241,7 @@ def test_hidden_states_of_other_widths_are_compared_through_a_map_that_starts_at
 
 def test_resuming_goes_on_with_what_the_objectives_have_learnt(encoder_folder, tmp_path):
     random = np.random.default_rng(0)
-    texts = [" ".join(random.choice(WORDS, size=5)) for _ in range(96)]
+    texts = [" ".join(random.choice(JOB_WORDS, size=5)) for _ in range(96)]
     config = JobConfig.model_validate(
         {
             "name": "maps",

@@ -542,6 +542,26 @@ def test_report_by_hand(plain):
     assert counts == {**dict.fromkeys(tokens, 0), "[UNK]": 2, "[CLS]": 5, "[SEP]": 5, "abba": 4, "баба": 2, "абба": 1}
 
 
+def test_pieces_are_counted_again_when_words_lose_their_rows(tmp_path):
+    """The stem that all words share has a row of its own, but no text uses it until the words have lost theirs."""
+    endings = [f"{a}{b}" for a in "abcdefgh" for b in "abcdefgh"]
+    characters = "abcdefghxyz"
+    vocabulary = [
+        *PLAIN[:4],
+        *characters,
+        *(f"##{one}" for one in characters),
+        "xyz",
+        *(f"xyz{end}" for end in endings),
+    ]
+    tokenizer = Tokenizer(models.WordPiece({token: row for row, token in enumerate(vocabulary)}, unk_token="[UNK]"))
+    tokenizer.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
+    tokenizer.post_processor = template(tokenizer, "[CLS]", "[SEP]")
+    encoder = make_encoder(tmp_path, tokenizer, SPECIAL)
+    vocabulary = trim_vocabulary(encoder, sentences_of(en=[f"xyz{ending}" for ending in endings]), size=40)
+    assert vocabulary.report["rows_kept"] <= 40
+    assert vocabulary.encoder.tokenizer.tokenize("xyzhh") == ["xyz", "##h", "##h"]
+
+
 def test_table_for_people(plain):
     from rich.console import Console
 

@@ -7,7 +7,7 @@ import shutil
 import string
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 SPECIAL_TOKENS = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")
 CHARACTERS = string.ascii_letters + string.digits + "äöüßÄÖÜéèêëáàâãåíìîïóòôõúùûçñøæœ" + ".,;:!?'\"()-&%/"
@@ -20,6 +20,8 @@ morning friend sleep eat drink read write walk run small big old young red green
 thank hello yes no never always
 """
 CONTINUATIONS = tuple(f"##{character}" for character in CHARACTERS if character.isalnum())
+JOB_WORDS = """man woman dog cat house city street car train night morning friend tree water book day hand year child
+world""".split()
 VOCABULARY = tuple(dict.fromkeys((*SPECIAL_TOKENS, *CHARACTERS, *CONTINUATIONS, *COMMON_WORDS.split())))
 
 
@@ -118,3 +120,36 @@ def tiny_bundle(path: Path, encoder: Path) -> Path:
     limits = {"max_seq_length": model.max_seq_length, "do_lower_case": False}
     (path / layout.TRANSFORMER_SETTINGS).write_text(json.dumps(limits), encoding="utf-8")
     return path
+
+
+def tiny_job(folder: Path, name: str, **blocks: Any) -> dict[str, Any]:
+    """The values of a job that takes seconds: a teacher of 3 layers and 300 sentences in `folder`, made at first use.
+
+    Its gates on fidelity are open: six steps teach nothing. `blocks` replace those of the job.
+    """
+    import numpy as np
+
+    table = folder / "text.tsv"
+    if not table.is_file():
+        random = np.random.default_rng(0)
+        rows = ["text\tlang"]
+        for _ in range(300):
+            text = " ".join(random.choice(JOB_WORDS, size=random.integers(3, 9)))
+            rows.append(f"{text}\t{random.choice(['en', 'de'])}")
+        table.write_text("\n".join(rows) + "\n", encoding="utf-8")
+        tiny_encoder(folder / "teacher", layers=3)
+    source = {"kind": "files", "path": str(table), "text": "text", "language_column": "lang"}
+    return {
+        "name": name,
+        "output": str(folder / "runs"),
+        "teacher": {"model": str(folder / "teacher")},
+        "corpus": {"sources": [source], "split": {"dev": 0.1, "test": 0.2}},
+        "student": {"layers": 2},
+        "objectives": [{"kind": "cosine"}],
+        "training": {"max_steps": 6, "per_device_train_batch_size": 16, "bf16": False, "report_to": [], "eval_steps": 3,
+                     "save_steps": 3, "logging_steps": 1},
+        "gates": {"int8_to_fp32_mean": 0.98, "teacher_skill": -100, "teacher_cosine_mean": -1},
+        "evaluation": {"bootstrap_samples": 100},
+        "bench": {"batch_sizes": [1], "rounds": 5, "seconds_per_round": 0.001, "threads": 1},
+        **blocks,
+    }  # fmt: skip

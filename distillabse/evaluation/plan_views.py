@@ -7,6 +7,7 @@ import itertools
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
+from distillabse.console import figures_table
 from distillabse.evaluation.plan_space import merits, pareto_set
 from distillabse.evaluation.plots import PALETTE, style, subplot
 from distillabse.evaluation.templates import megabytes, milliseconds, ratio
@@ -33,28 +34,17 @@ def shape_title(shape: Mapping[str, int], *, every_width: bool = False) -> str:
 
 def plan_table(result: Mapping[str, Any]) -> Table:
     """What was measured, from the largest encoder to the smallest, at most 100 columns wide."""
-    from rich import box
-    from rich.table import Table
-
     batch, others = _batches(result)
-    table = Table(
-        title=_verdict(result),
-        caption=_caption(result, batch),
-        box=box.SIMPLE,
-        padding=(0, 1, 0, 0),
-        show_edge=False,
-        pad_edge=False,
-        title_justify="left",
-        caption_justify="left",
+    table = figures_table(
+        _verdict(result),
+        _caption(result, batch),
+        ["", "shape"],
+        [
+            *("inner", "heads", "size\nMB", "million\nparams", "in the\nencoder"),
+            *(f"ms at\n{batch}", f"vs at\n{batch}", "least\n(95 %)"),
+            *(f"vs at\n{other}" for other in others),
+        ],
     )
-    table.add_column("", no_wrap=True)
-    table.add_column("shape", no_wrap=True)
-    for heading in (
-        *("inner", "heads", "size\nMB", "million\nparams", "in the\nencoder"),
-        *(f"ms at\n{batch}", f"vs at\n{batch}", "least\n(95 %)"),
-        *(f"vs at\n{other}" for other in others),
-    ):
-        table.add_column(heading, justify="right", no_wrap=True)
     teacher = result["teacher"]
     latency = milliseconds(teacher["latency"][batch]["p50_ms"])
     table.add_row("", "teacher", "", "", *_sizes(teacher), latency, style="dim")

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from distillabse import layout
 from distillabse.config import DenseStudentConfig, JobConfig
+from distillabse.console import figures_table
 from distillabse.errors import InputError
 from distillabse.evaluation.model_card import write_model_card
 from distillabse.evaluation.plots import figures
@@ -138,27 +139,17 @@ def render_page(report: dict[str, Any]) -> str:
 
 def summary_table(report: dict[str, Any]) -> Table:
     """The figures of every engine, for the terminal."""
-    from rich import box
-    from rich.table import Table
-
     batches = sorted({row["batch"] for rows in report["latency"].values() for row in rows})
-    table = Table(
-        title=report["verdict"],
-        caption="Median ms by batch size; vs: speed-up over the teacher at the smallest; fidelity on test.",
-        box=box.SIMPLE,
-        padding=(0, 1, 0, 0),
-        show_edge=False,
-        pad_edge=False,
-        title_justify="left",
-        caption_justify="left",
+    table = figures_table(
+        report["verdict"],
+        "Median ms by batch size; vs: speed-up over the teacher at the smallest; fidelity on test.",
+        ["engine"],
+        [
+            *("size\nMB", "mean\ncosine", "skill", "1st\npct."),
+            *(f"ms at\n{batch}" for batch in batches),
+            *("vs\nONNX", "vs\ntorch"),
+        ],
     )
-    table.add_column("engine", no_wrap=True)
-    for heading in (
-        *("size\nMB", "mean\ncosine", "skill", "1st\npct."),
-        *(f"ms at\n{batch}" for batch in batches),
-        *("vs\nONNX", "vs\ntorch"),
-    ):
-        table.add_column(heading, justify="right", no_wrap=True)
     for engine in dict.fromkeys([*report["latency"], *report["fidelity"]]):
         fidelity = report["fidelity"].get(engine, {}).get("test", {})
         by_batch = {row["batch"]: row for row in report["latency"].get(engine, [])}

@@ -10,9 +10,9 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
-from rich.table import Table
 
 from distillabse.config import JobConfig
+from distillabse.console import figures_table
 from distillabse.corpus.records import Sentence, read_records, sentences
 from distillabse.layout import RunFolder
 from distillabse.models.teacher import transformer_of
@@ -28,10 +28,13 @@ from distillabse.vocabulary.selection import select_rows
 from distillabse.vocabulary.trimming import table_rows, trim_encoder, trimmable
 
 if TYPE_CHECKING:
+    from rich.table import Table
     from sentence_transformers import SentenceTransformer
 
 logger = logging.getLogger(__name__)
 
+_STEPS = 3
+_RECOUNTED = 20_000  # sentences of each language that are counted again between the steps
 _SCRIPT_COVERAGE = 0.999  # of a language's characters, where `size` is given instead of a coverage
 
 
@@ -86,6 +89,30 @@ def vocabulary_stage(config: JobConfig, run: RunFolder) -> None:
     )  # fmt: skip
 
 
+def _select_in_steps(
+    teacher: SentenceTransformer,
+    texts: Mapping[str, Sequence[str]],
+    words: Mapping[str, NDArray[np.int64]],
+    scripts: Sequence[str],
+    size: int,
+) -> NDArray[np.int64]:
+    """At most `size` rows of the teacher, chosen from fewer and fewer; int64, ascending."""
+    sample = {language: rows[:: -(-len(rows) // _RECOUNTED)] for language, rows in texts.items()}
+    used = np.sum(list(words.values()), axis=0) > 0
+    shrinkage = min(1.0, size / np.count_nonzero(used)) ** (1 / _STEPS)
+    largest = np.count_nonzero(used)
+    encoder, rows = teacher, np.arange(table_rows(teacher))
+    for step in range(1, _STEPS):
+        kept = select_rows(encoder, words, scripts, 1.0, max(size, round(largest * shrinkage**step)))
+        # What was of no use so far may be a piece of a word that goes.
+        kept = np.union1d(kept, np.flatnonzero(~used))
+        rows, encoder = rows[kept], trim_encoder(encoder, kept)
+        counts = count_tokens(encoder, sample)
+        words = {language: _without_special(encoder, row_counts) for language, row_counts in counts.items()}
+        used = np.sum(list(words.values()), axis=0) > 0
+    return rows[select_rows(encoder, words, scripts, 1.0, size)]
+
+
 def keep_vocabulary(teacher: SentenceTransformer, corpus: Iterable[Sentence], coverage: float = 0.999) -> Vocabulary:
     """The teacher's own vocabulary, and what the corpus uses of it.
 
@@ -121,7 +148,8 @@ def trim_vocabulary(
         corpus: sentences with their language: what the rows are chosen by.
         held_out: sentences with their language: what the effect on the tokens is measured on.
         coverage: share of every language's tokens whose rows are kept.
-        size: keep at most so many rows instead, at the highest coverage that fits.
+        size: keep at most so many rows instead. They are chosen in a few steps, and the tokens counted again after
+            each: the pieces of words that lose their row are more frequent then than they were.
 
     Returns:
         The trimmed teacher. The report holds what `keep_vocabulary` says of the whole vocabulary, and rows_kept, size,
@@ -143,6 +171,8 @@ def trim_vocabulary(
         set(COMMON_SCRIPTS).union(*(used_scripts(language_texts, script_coverage) for language_texts in texts.values()))
     )
     rows = select_rows(teacher, words, scripts, coverage, size)
+    if size is not None:
+        rows = _select_in_steps(teacher, texts, words, scripts, size)
     trimmed = trim_encoder(teacher, rows)
 
     report = _usage(teacher, texts, counts, coverage)
@@ -163,27 +193,18 @@ def trim_vocabulary(
 
 def vocabulary_table(report: Mapping[str, Any]) -> Table:
     """The report for people, at most 80 columns wide."""
-    from rich import box
-
     trimmed = "rows_kept" in report
     title = f"Vocabulary: {report['rows']:,} rows, the corpus uses {report['rows_used']:,}"
     caption = None
+    headings = ["sentences", "tokens", "rows\nused"]
     if trimmed:
         before, after = report["table_bytes_before"] / 1e6, report["table_bytes_after"] / 1e6
         title += f", {report['rows_kept']:,} are kept ({before:,.1f} MB → {after:,.1f} MB)"
         caption = "dev: held-out sentences that get the same tokens, tokens per sentence, unknown tokens"
-    table = Table(
-        title=title, caption=caption, box=box.SIMPLE, padding=(0, 1, 0, 0), show_edge=False, pad_edge=False,
-        title_justify="left", caption_justify="left",
-    )  # fmt: skip
-    table.add_column("", no_wrap=True)
-    headings = ["sentences", "tokens", "rows\nused"]
-    if trimmed:
         headings += ["rows\nkept", "tokens\nkept", "dev:\nsame", "dev: tokens/\nsentence", "dev:\nunknown"]
     else:
         headings += ["tokens/\nsentence", "unknown", f"rows for\n{100 * report['coverage']:.4g} %"]
-    for heading in headings:
-        table.add_column(heading, justify="right", no_wrap=True)
+    table = figures_table(title, caption, [""], headings)
     for language, row in report["languages"].items():
         cells = (f"{row['sentences']:,}", f"{row['tokens']:,}", f"{row['rows_used']:,}")
         table.add_row(language, *cells, *(_trimmed_cells(row) if trimmed else _usage_cells(row)))
