@@ -59,7 +59,7 @@ def initialise_from_teacher(
     student.eval()  # what is fitted must not meet dropout
     words, positions, types = _embedding_tables(teacher)
     hidden, embedding = student.config.hidden_size, student.embeddings.word_embeddings.embedding_dim
-    ids = _sampled_ids(len(words), counts, teacher.config.pad_token_id)
+    ids = _sampled_ids(len(words), counts, teacher.config.pad_token_id).to(words.device)
     states = _states(teacher, ids)
     basis = _basis(hidden, config, words, (*states.inputs, states.outputs[-1]), counts)
     narrow = basis if embedding == hidden else _basis(embedding, config, words, states.inputs[:1], counts)
@@ -75,10 +75,12 @@ def _basis(
     width: int, config: DenseStudentConfig, words: Tensor, states: Sequence[Tensor], counts: NDArray[np.int64] | None
 ) -> Tensor:
     if width >= words.shape[1]:
-        return torch.eye(words.shape[1], width)
+        return torch.eye(words.shape[1], width, device=words.device)
     if config.projection == "states":
-        return torch.from_numpy(projection_basis(torch.cat(list(states)).flatten(0, 1).numpy(), width))
-    return torch.from_numpy(projection_basis(words.numpy(), width, config.projection, counts))
+        basis = projection_basis(torch.cat(list(states)).flatten(0, 1).cpu().numpy(), width)
+    else:
+        basis = projection_basis(words.cpu().numpy(), width, config.projection, counts)
+    return torch.from_numpy(basis).to(words.device)
 
 
 def _embedding_tables(model: Any) -> tuple[Tensor, Tensor, Tensor]:
@@ -206,7 +208,7 @@ def _fit_layer_norm(block: Any, norm: nn.LayerNorm, arguments: tuple[Tensor, ...
 
 
 def _fit_linear(layer: nn.Linear, inputs: Tensor, wanted: Tensor) -> None:
-    flat = torch.cat([inputs.flatten(0, 1), torch.ones(inputs.shape[0] * inputs.shape[1], 1)], dim=1)
+    flat = torch.cat([inputs.flatten(0, 1), inputs.new_ones(inputs.shape[0] * inputs.shape[1], 1)], dim=1)
     solution = torch.linalg.lstsq(flat, wanted.flatten(0, 1)).solution
     layer.weight.copy_(solution[:-1].T)
     layer.bias.copy_(solution[-1])

@@ -46,11 +46,11 @@ def build_student(
     own_shape = transformer_shape(model.config.to_dict())
     shape, layers = resolve_shape(config, own_shape)
     if layers and shape == replace(own_shape, layers=shape.layers):
-        transformer, basis = copy.deepcopy(teacher[0]), torch.eye(shape.hidden_size)
+        transformer, basis = copy.deepcopy(teacher[0]), torch.eye(shape.hidden_size, device=model.device)
         _keep_layers(transformer.auto_model, layers)
     else:
-        student_model = _stock_model(model, shape)
-        basis = torch.eye(own_shape.hidden_size, shape.hidden_size)
+        student_model = _stock_model(model, shape).to(model.device)
+        basis = torch.eye(own_shape.hidden_size, shape.hidden_size, device=model.device)
         if config.initialisation == "teacher":
             basis = initialise_from_teacher(student_model, model, layers, config, token_counts)
         # The tokenizer and its settings are copied, the teacher's model is not.
@@ -113,7 +113,13 @@ def _dense_head(teacher: SentenceTransformer, basis: Tensor, random: bool) -> li
     hidden, narrow = basis.shape
     own = [copy.deepcopy(module) for module in teacher if isinstance(module, Dense)]
     head: list[Any] = own or [
-        Dense(hidden, hidden, bias=False, activation_function=nn.Identity(), init_weight=torch.eye(hidden))
+        Dense(
+            hidden,
+            hidden,
+            bias=False,
+            activation_function=nn.Identity(),
+            init_weight=torch.eye(hidden, device=basis.device),
+        )
     ]
     if narrow != hidden:
         first = head[0]
@@ -127,7 +133,9 @@ def _dense_head(teacher: SentenceTransformer, basis: Tensor, random: bool) -> li
             use_residual=first.use_residual,
         )
         if first.use_residual:
-            residual = first.residual.weight.detach() if hasattr(first, "residual") else torch.eye(hidden)
+            residual = (
+                first.residual.weight.detach() if hasattr(first, "residual") else torch.eye(hidden, device=basis.device)
+            )
             projected.residual.weight.data.copy_(residual @ basis)
         head[0] = projected
     if random:
