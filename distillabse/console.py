@@ -9,7 +9,9 @@ if TYPE_CHECKING:
     from rich.table import Table
 
 
-def figures_table(title: str, caption: str | None, texts: Iterable[str], figures: Iterable[str]) -> Table:
+def figures_table(
+    title: str, caption: str | None, texts: Iterable[str], figures: Iterable[str], *, narrow: bool = False
+) -> Table:
     """An open table: columns of text on the left, then columns of figures, aligned to the right.
 
     Args:
@@ -17,6 +19,7 @@ def figures_table(title: str, caption: str | None, texts: Iterable[str], figures
         caption: how to read it.
         texts: headings of the columns of text.
         figures: headings of the columns of figures; a line break makes a column narrower.
+        narrow: one space between columns instead of two.
     """
     from rich import box
     from rich.table import Table
@@ -25,7 +28,7 @@ def figures_table(title: str, caption: str | None, texts: Iterable[str], figures
         title=title,
         caption=caption,
         box=box.SIMPLE,
-        padding=(0, 1, 0, 0),
+        padding=(0, 0 if narrow else 1, 0, 0),
         show_edge=False,
         pad_edge=False,
         title_justify="left",

@@ -33,7 +33,7 @@ def shape_title(shape: Mapping[str, int], *, every_width: bool = False) -> str:
 
 
 def plan_table(result: Mapping[str, Any]) -> Table:
-    """What was measured, from the largest encoder to the smallest, at most 100 columns wide."""
+    """What was measured, from the largest encoder to the smallest, at most 80 columns wide."""
     batch, others = _batches(result)
     table = figures_table(
         _verdict(result),
@@ -44,6 +44,7 @@ def plan_table(result: Mapping[str, Any]) -> Table:
             *(f"ms at\n{batch}", f"vs at\n{batch}", "least\n(95 %)"),
             *(f"vs at\n{other}" for other in others),
         ],
+        narrow=True,
     )
     teacher = result["teacher"]
     latency = milliseconds(teacher["latency"][batch]["p50_ms"])
