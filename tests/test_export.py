@@ -65,7 +65,7 @@ def test_fp32_graph_equals_torch_for_any_shape(exported, batch, tokens):
 def test_weights_are_in_the_graph_or_beside_it(exported, sentences, tmp_path, monkeypatch, limit, files):
     """One file while protobuf can hold it; nothing that the exporter wrote in between stays behind."""
     encoder, bundle = exported
-    monkeypatch.setattr("distillabse.export.graph._PROTOBUF_LIMIT", limit)
+    monkeypatch.setattr("distillabse.export.graph.PROTOBUF_LIMIT", limit)
     export_graph(encoder, tmp_path / layout.ONNX_FP32)
     assert sorted(path.name for path in (tmp_path / "onnx").iterdir()) == files
     inputs = Encoder(bundle, file=layout.ONNX_FP32).tokenize(sentences)

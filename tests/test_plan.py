@@ -97,7 +97,7 @@ def test_a_table_is_filled_up_with_its_own_rows(tmp_path, monkeypatch):
         graph = tmp_path / str(limit) / "model.onnx"
         graph.parent.mkdir()
         onnx.save(model, graph)
-        monkeypatch.setattr(plan_build, "PROTOBUF_LIMIT", limit)
+        monkeypatch.setattr("distillabse.export.graph.PROTOBUF_LIMIT", limit)
         plan_build._fill_table(graph, rows=500)
         assert sorted(path.name for path in graph.parent.iterdir()) == files
         found = session(graph).run(["words"], {"input_ids": np.array([1, 301, 499]), "positions": np.array([2])})[0]

@@ -14,13 +14,12 @@ from distillabse.config import DenseStudentConfig, ExportConfig
 from distillabse.evaluation.bench import count_parameters, graph_bytes
 from distillabse.evaluation.plan_space import SHAPE
 from distillabse.export.bundle import int8_file, quantize_graph
+from distillabse.models.folder import write_transformer_settings
 from distillabse.models.teacher import transformer_of
 from distillabse.storage import new_folder, sha256_of_json, write_json
 
 if TYPE_CHECKING:
     from sentence_transformers import SentenceTransformer
-
-PROTOBUF_LIMIT = 2**31 - 1
 
 
 def build_candidates(
@@ -63,10 +62,7 @@ def write_graph(encoder: SentenceTransformer, folder: Path, export: ExportConfig
     from distillabse.export.graph import export_graph
 
     encoder.tokenizer.save_pretrained(str(folder))
-    lower_case = bool(getattr(encoder[0], "do_lower_case", False))
-    write_json(
-        folder / layout.TRANSFORMER_SETTINGS, {"max_seq_length": encoder.max_seq_length, "do_lower_case": lower_case}
-    )
+    write_transformer_settings(encoder, folder)
     prompts = {"prompts": encoder.prompts, "default_prompt_name": encoder.default_prompt_name}
     write_json(folder / layout.SENTENCE_TRANSFORMERS_SETTINGS, prompts)
     graph = folder / layout.ONNX_FP32
@@ -150,6 +146,8 @@ def _fill_table(graph: Path, rows: int) -> None:
     import onnx
     from onnx import numpy_helper
 
+    from distillabse.export.graph import PROTOBUF_LIMIT, save_graph
+
     model = onnx.load(str(graph))
     lookups = (node for node in model.graph.node if node.op_type == "Gather" and node.input[1] == "input_ids")
     tables = {node.input[0] for node in lookups}
@@ -158,6 +156,4 @@ def _fill_table(graph: Path, rows: int) -> None:
             values = numpy_helper.to_array(tensor)
             tensor.CopyFrom(numpy_helper.from_array(np.resize(values, (rows, values.shape[1])), tensor.name))
     size = sum(tensor.ByteSize() for tensor in model.graph.initializer)
-    for written in graph.parent.glob(f"{graph.name}*"):
-        written.unlink()
-    onnx.save(model, str(graph), save_as_external_data=size > PROTOBUF_LIMIT, location=f"{graph.name}_data")
+    save_graph(model, graph, inline=size <= PROTOBUF_LIMIT)

@@ -10,7 +10,7 @@ from collections import Counter
 from contextlib import redirect_stdout
 from io import StringIO
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 INPUTS = ("input_ids", "attention_mask")
 OUTPUTS = ("last_hidden_state", "sentence_embedding")
-_PROTOBUF_LIMIT = 2**31 - 1
+PROTOBUF_LIMIT = 2**31 - 1
 
 
 class EncoderGraph(nn.Module):
@@ -83,7 +83,7 @@ def export_graph(encoder: SentenceTransformer, path: Path, opset: int = 18) -> N
             external_data=True,
             verbose=False,
         )
-    _tidy(path, inline=size <= _PROTOBUF_LIMIT)
+    _tidy(path, inline=size <= PROTOBUF_LIMIT)
 
 
 def count_operators(path: Path) -> Counter[str]:
@@ -136,13 +136,20 @@ def _tidy(path: Path, inline: bool) -> None:
     del model.graph.metadata_props[:]
     del model.metadata_props[:]
     model.producer_name = "distillabse"
+    save_graph(model, path, inline)
+    onnx.checker.check_model(str(path))
+
+
+def save_graph(model: Any, path: Path, inline: bool) -> None:
+    """Write an ONNX model in the place of `path`: weights in the graph itself, or beside it in `<name>_data`."""
+    import onnx
+
     for written in path.parent.glob(f"{path.name}*"):
         written.unlink()
     if inline:
         onnx.save(model, str(path))
     else:
         onnx.save(model, str(path), save_as_external_data=True, location=f"{path.name}_data")
-    onnx.checker.check_model(str(path))
 
 
 class _quiet_exporter:

@@ -35,6 +35,11 @@ def save_encoder(encoder: SentenceTransformer, folder: Path) -> None:
         weights.chmod(0o644)
     _portable_modules(folder)
     _portable_tokenizer(encoder, folder)
+    write_transformer_settings(encoder, folder)
+
+
+def write_transformer_settings(encoder: SentenceTransformer, folder: Path) -> None:
+    """Write where texts are cut, and whether they are lower-cased."""
     lower_case = bool(getattr(encoder[0], "do_lower_case", False))
     write_json(
         folder / layout.TRANSFORMER_SETTINGS, {"max_seq_length": encoder.max_seq_length, "do_lower_case": lower_case}

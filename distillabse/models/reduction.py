@@ -15,6 +15,7 @@ import numpy as np
 
 from distillabse import layout
 from distillabse.models.projection import projection_basis
+from distillabse.models.teacher import with_modules
 from distillabse.storage import new_file
 
 if TYPE_CHECKING:
@@ -35,17 +36,11 @@ def fit_reduction(teacher: SentenceTransformer, texts: Sequence[str], dimension:
 def reduced(teacher: SentenceTransformer, matrix: NDArray[np.float32]) -> SentenceTransformer:
     """The teacher with vectors `normalise(vector @ matrix)`; it shares the weights of `teacher`."""
     import torch
-    from sentence_transformers import SentenceTransformer
     from sentence_transformers.sentence_transformer.modules import Dense, Normalize
 
     weight = torch.from_numpy(matrix.T.copy())
     dense = Dense(*matrix.shape, bias=False, activation_function=torch.nn.Identity(), init_weight=weight)
-    encoder = SentenceTransformer(
-        modules=[*teacher, dense, Normalize()],
-        device=str(teacher.device),
-        prompts=teacher.prompts,
-        default_prompt_name=teacher.default_prompt_name,
-    )
+    encoder = with_modules(teacher, [*teacher, dense, Normalize()])
     encoder.requires_grad_(False)
     return encoder.eval()
 

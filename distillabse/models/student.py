@@ -13,7 +13,7 @@ from distillabse.config import DenseStudentConfig
 from distillabse.models.initialisation import first_position, initialise_from_teacher
 from distillabse.models.shape import TransformerShape, resolve_shape, transformer_shape
 from distillabse.models.taps import encoder_layers
-from distillabse.models.teacher import transformer_of
+from distillabse.models.teacher import transformer_of, with_modules
 
 if TYPE_CHECKING:
     import numpy as np
@@ -38,7 +38,6 @@ def build_student(
     Raises:
         ConfigurationError: widths that do not fit, a layer that the teacher lacks, or a teacher not built like BERT.
     """
-    from sentence_transformers import SentenceTransformer
     from sentence_transformers.sentence_transformer.modules import Normalize, Pooling
 
     model = transformer_of(teacher)
@@ -62,13 +61,7 @@ def build_student(
     if config.head == "dense":
         modules.extend(_dense_head(teacher, basis, config.initialisation == "random"))
     modules.append(Normalize())
-    # A prompt that the teacher prepends by default belongs to its vectors, so the student prepends it too.
-    student = SentenceTransformer(
-        modules=modules,
-        device=str(teacher.device),
-        prompts=teacher.prompts,
-        default_prompt_name=teacher.default_prompt_name,
-    )
+    student = with_modules(teacher, modules)
     student.requires_grad_(True)
     _freeze_pooler(transformer.auto_model)
     if config.freeze_embeddings:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -132,6 +132,18 @@ def load_encoder(
             f"{model} has no Pooling module in {layout.MODULES}: sentence vectors are not defined. Add one."
         )
     return encoder
+
+
+def with_modules(encoder: SentenceTransformer, modules: Sequence[Any]) -> SentenceTransformer:
+    """These modules with the device and the prompts of an encoder: what it prepends belongs to its vectors."""
+    from sentence_transformers import SentenceTransformer
+
+    return SentenceTransformer(
+        modules=list(modules),
+        device=str(encoder.device),
+        prompts=encoder.prompts,
+        default_prompt_name=encoder.default_prompt_name,
+    )
 
 
 @contextmanager

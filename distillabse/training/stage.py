@@ -33,9 +33,11 @@ logger = logging.getLogger(__name__)
 
 def assistant_stage(config: JobConfig, run: RunFolder, resume: bool = False) -> None:
     """Train the teacher assistant of `config` and write `run.assistant`, whole or not at all; see `distill_stage`."""
-    device = _device(config, run.assistant_checkpoints)
-    teacher = training_teacher(config, run, device)
-    _train(config.of_assistant(), run, teacher, None, run.assistant, run.assistant_checkpoints, resume)
+    from distillabse.settings import training_arguments
+
+    job = config.of_assistant()
+    arguments = training_arguments(job, run.assistant_checkpoints)
+    _train(job, run, training_teacher(job, run, str(arguments.device)), None, run.assistant, arguments, resume)
 
 
 def distill_stage(config: JobConfig, run: RunFolder, resume: bool = False) -> None:
@@ -53,18 +55,21 @@ def distill_stage(config: JobConfig, run: RunFolder, resume: bool = False) -> No
         ConfigurationError: teacher, student and objectives do not fit together.
         TrainingError: the loss stopped being a number.
     """
+    from distillabse.settings import training_arguments
+
     if isinstance(config.student, TeacherStudentConfig):
         with new_folder(run.student) as folder:
             save_encoder(with_unit_vectors(training_teacher(config, run)), folder)
         logger.info("The teacher, untrained, written to %s", run.student)
         return
-    device = _device(config, run.checkpoints)
+    arguments = training_arguments(config, run.checkpoints)
+    device = str(arguments.device)
     if config.assistant is None:
         teacher, reduction = training_teacher(config, run, device), None
     else:
         assistant = TeacherConfig(model=str(run.assistant))
         teacher, reduction = load_teacher(assistant, device), load_reduction(run.assistant)
-    _train(config, run, teacher, reduction, run.student, run.checkpoints, resume)
+    _train(config, run, teacher, reduction, run.student, arguments, resume)
 
 
 def _train(
@@ -73,17 +78,16 @@ def _train(
     teacher: SentenceTransformer,
     reduction: NDArray[np.float32] | None,
     product: Path,
-    checkpoints: Path,
+    arguments: TrainingArguments,
     resume: bool,
 ) -> None:
     """Train `config.student` on `teacher`, whose vectors are the original teacher's through `reduction`, if any."""
     from transformers.trainer_utils import get_last_checkpoint
 
-    from distillabse.settings import training_arguments
-
     assert isinstance(config.student, DenseStudentConfig)
     train = [sentence.text for sentence in sentences(read_records(run.split("train")))]
     dev = [sentence.text for sentence in sentences(read_records(run.split("dev")))]
+    checkpoints = Path(str(arguments.output_dir))
     checkpoint = get_last_checkpoint(str(checkpoints)) if resume and checkpoints.is_dir() else None
     if resume:
         logger.info("Resuming from %s", checkpoint or "the start: there is no checkpoint yet")
@@ -97,7 +101,6 @@ def _train(
         teacher, reduction = reduced(teacher, own), own if reduction is None else reduction @ own
     measure = held_out_fidelity(original if reduction is None else reduced(original, reduction), dev)
     del original  # it may be many times as large as the one that teaches
-    arguments = training_arguments(config, checkpoints)
     history = distill(config, teacher, student, train, measure, arguments, checkpoint)
     with new_folder(product) as folder:
         save_encoder(student, folder)
@@ -105,12 +108,6 @@ def _train(
             save_reduction(reduction, folder)
         write_json(folder / run.training_history.name, history)
     logger.info("Student written to %s", product)
-
-
-def _device(config: JobConfig, checkpoints: Path) -> str:
-    from distillabse.settings import training_arguments
-
-    return str(training_arguments(config, checkpoints).device)
 
 
 def distill(

@@ -66,7 +66,6 @@ def vocabulary_stage(config: JobConfig, run: RunFolder) -> None:
     teacher = load_teacher(config.teacher)
     settings = config.vocabulary
     if settings.kind == "trim":
-        trimmable(teacher)
         vocabulary = trim_vocabulary(
             teacher,
             sentences(read_records(run.split("train"))),
@@ -98,18 +97,15 @@ def _select_in_steps(
 ) -> NDArray[np.int64]:
     """At most `size` rows of the teacher, chosen from fewer and fewer; int64, ascending."""
     sample = {language: rows[:: -(-len(rows) // _RECOUNTED)] for language, rows in texts.items()}
-    used = np.sum(list(words.values()), axis=0) > 0
-    shrinkage = min(1.0, size / np.count_nonzero(used)) ** (1 / _STEPS)
-    largest = np.count_nonzero(used)
+    largest = np.count_nonzero(_sum(words))
+    shrinkage = min(1.0, size / largest) ** (1 / _STEPS)
     encoder, rows = teacher, np.arange(table_rows(teacher))
     for step in range(1, _STEPS):
         kept = select_rows(encoder, words, scripts, 1.0, max(size, round(largest * shrinkage**step)))
         # What was of no use so far may be a piece of a word that goes.
-        kept = np.union1d(kept, np.flatnonzero(~used))
+        kept = np.union1d(kept, np.flatnonzero(_sum(words) == 0))
         rows, encoder = rows[kept], trim_encoder(encoder, kept)
-        counts = count_tokens(encoder, sample)
-        words = {language: _without_special(encoder, row_counts) for language, row_counts in counts.items()}
-        used = np.sum(list(words.values()), axis=0) > 0
+        words = _words(encoder, count_tokens(encoder, sample))
     return rows[select_rows(encoder, words, scripts, 1.0, size)]
 
 
@@ -165,11 +161,12 @@ def trim_vocabulary(
     trimmable(teacher)
     texts = _by_language(corpus)
     counts = count_tokens(teacher, texts)
-    words = {language: _without_special(teacher, row_counts) for language, row_counts in counts.items()}
+    words = _words(teacher, counts)
     script_coverage = coverage if size is None else _SCRIPT_COVERAGE
     scripts = sorted(
         set(COMMON_SCRIPTS).union(*(used_scripts(language_texts, script_coverage) for language_texts in texts.values()))
     )
+    # With `size` this is only the start, but one that is too small is refused before anything is counted again.
     rows = select_rows(teacher, words, scripts, coverage, size)
     if size is not None:
         rows = _select_in_steps(teacher, texts, words, scripts, size)
@@ -237,6 +234,11 @@ def _by_language(corpus: Iterable[Sentence]) -> dict[str, list[str]]:
 def _sum(counts: Mapping[str, NDArray[np.int64]]) -> NDArray[np.int64]:
     total: NDArray[np.int64] = np.sum(list(counts.values()), axis=0, dtype=np.int64)
     return total
+
+
+def _words(encoder: SentenceTransformer, counts: Mapping[str, NDArray[np.int64]]) -> dict[str, NDArray[np.int64]]:
+    """The counts of every language without special tokens."""
+    return {language: _without_special(encoder, row_counts) for language, row_counts in counts.items()}
 
 
 def _without_special(encoder: SentenceTransformer, counts: NDArray[np.int64]) -> NDArray[np.int64]:
