@@ -31,7 +31,7 @@ install: $(VENV)/.installed
 $(VENV)/.installed: pyproject.toml constraints.txt
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	@echo "Installing into $(VENV) (two minutes on a fast network; once)"
-	$(INSTALL) --constraint constraints.txt $(PIP_EXTRA) torch==2.13.0 --editable '.[$(ORT),demo,dev]'
+	$(INSTALL) --constraint constraints.txt $(PIP_EXTRA) torch==2.13.0 --editable '.[$(ORT),demo,deepspeed,dev]'
 	touch $@
 
 clean:

@@ -12,7 +12,7 @@ from typing import Any
 
 import yaml
 
-from distillabse.config import DenseStudentConfig, JobConfig
+from distillabse.config import JobConfig, TrainedStudentConfig
 from distillabse.corpus.build import corpus_stage
 from distillabse.environment import check_onnxruntime, describe_environment, require_device
 from distillabse.errors import ConfigurationError, InputError
@@ -171,7 +171,7 @@ def require_fitting_shapes(config: JobConfig) -> None:
         ConfigurationError: names the key and the remedy.
     """
     settings = teacher_settings(config.teacher)
-    if settings is None or not isinstance(config.student, DenseStudentConfig):
+    if settings is None or not isinstance(config.student, TrainedStudentConfig):
         return  # a teacher that cannot be had now is an error of the stage that needs it
     shape = transformer_shape(settings)
     if config.assistant is not None:

@@ -5,7 +5,7 @@ import copy
 import pytest
 import yaml
 
-from distillabse.config import JobConfig
+from distillabse.config import JobConfig, SwitchStudentConfig
 from distillabse.errors import ConfigurationError
 from distillabse.settings import config_hash, load_config, shipped_configs, training_arguments, validate
 
@@ -27,7 +27,10 @@ def changed(path, value):
     return values
 
 
-SHIPPED = ["quickstart", "minilm-english", "labse-opensubtitles", "labse-small", "labse-trimmed"]
+SHIPPED = [
+    "quickstart", "minilm-english", "minilm-switch", "minilm-switch-dense", "labse-opensubtitles", "labse-small",
+    "labse-trimmed",
+]  # fmt: skip
 
 
 @pytest.mark.parametrize("name", SHIPPED)
@@ -70,6 +73,60 @@ def test_refusals_name_the_key_what_it_got_and_the_nearest_name(values, words):
     with pytest.raises(ConfigurationError) as error:
         validate(values)
     assert words in str(error.value)
+
+
+SWITCH = {"student": {"kind": "switch"}, "objectives": [{"kind": "cosine"}, {"kind": "routing"}]}
+
+
+@pytest.mark.parametrize(
+    ("block", "key", "value", "words"),
+    [
+        ("student", "experts", 1, "experts: 1 expert is a dense feed-forward block; give at least 2"),
+        ("student", "capacity_factor", 0, "capacity_factor: 0.0 leaves no expert room for any token"),
+        ("student", "capacity_factor", -1.0, "give 1.0 or more"),
+        ("student", "expert_parallel_size", 3, "8 experts cannot be shared evenly by 3 processes; choose one of [1, 2"),
+        ("student", "sparse_layers", [3], "sparse_layers: [3] must name layers of the student"),
+        ("student", "sparse_layers", [], "must name layers"),
+        ("student", "sparse_layer", [1], "student.sparse_layer: no such key (did you mean 'sparse_layers'?)"),
+        ("student", "layers", 7, ""),
+        ("export", "consumers", ["onnxruntime", "optimum"], "export.consumers: optimum cannot load a Switch student"),
+        ("export", "consumers", ["optimun"], "export.consumers.0"),
+    ],
+)
+def test_what_cannot_be_of_a_switch_student_is_refused_before_training(block, key, value, words):
+    values = {**changed(["name"], "switch"), **copy.deepcopy(SWITCH)}
+    validate(values)
+    values.setdefault(block, {})[key] = value
+    if not words:
+        validate(values)  # left to the teacher's own depth
+        return
+    with pytest.raises(ConfigurationError) as error:
+        validate(values)
+    assert words in str(error.value)
+
+
+def test_consumers_of_a_dense_student_are_not_refused():
+    validate(changed(["export"], {"consumers": ["optimum", "text-embeddings-inference"]}))
+
+
+def test_routing_and_switch_belong_together():
+    values = {**changed(["name"], "switch"), **copy.deepcopy(SWITCH)}
+    with pytest.raises(ConfigurationError, match="without load balancing"):
+        validate({**values, "objectives": [{"kind": "cosine"}]})
+    with pytest.raises(ConfigurationError, match="this one is dense"):
+        validate({**values, "student": {"layers": 2}})
+    assistant = {"student": {"kind": "switch", "layers": 4}, "objectives": [{"kind": "cosine"}]}
+    with pytest.raises(ConfigurationError, match=r"assistant\.objectives: a Switch student without"):
+        validate({**values, "assistant": assistant})
+
+
+@pytest.mark.parametrize(
+    ("layers", "sparse", "expected"),
+    [(6, "every_other", [1, 3, 5]), (3, "every_other", [1]), (1, "every_other", [0]), (3, "all", [0, 1, 2]),
+     ([0, 5], [1, 0], [0, 1])],
+)  # fmt: skip
+def test_which_layers_are_sparse(layers, sparse, expected):
+    assert SwitchStudentConfig(layers=layers, sparse_layers=sparse).sparse_layer_indices == expected
 
 
 def test_every_problem_is_listed_at_once():

@@ -11,6 +11,8 @@ from distillabse.config import (
     JobConfig,
     MiniLMObjective,
     MiniLMv2Objective,
+    RoutingObjective,
+    SwitchStudentConfig,
     TeacherConfig,
 )
 from distillabse.errors import ConfigurationError, TrainingError
@@ -121,8 +123,16 @@ def test_training_raises_held_out_fidelity_and_logs_every_term(encoder_folder, t
     assert history["steps"] == 60 and history["precision"] == "fp32"
 
 
-def test_resuming_equals_no_interruption(encoder_folder, tmp_path):
+SWITCH = {"kind": "switch", "layers": 2, "experts": 4, "sparse_layers": "all", "expert_dropout": 0.1}
+
+
+@pytest.mark.parametrize("student", [{"layers": 2}, SWITCH])
+def test_resuming_equals_no_interruption(encoder_folder, tmp_path, student):
+    """Jitter and dropout included: the random numbers go on where they were."""
     config = job(encoder_folder)
+    if student is SWITCH:
+        routed = {"student": SwitchStudentConfig(**SWITCH), "objectives": [*config.objectives, RoutingObjective()]}
+        config = config.model_copy(update=routed)
     whole, _ = train(config, encoder_folder, tmp_path / "whole")
     checkpoint = tmp_path / "whole" / "checkpoint-6"
     resumed, history = train(config, encoder_folder, tmp_path / "resumed", str(checkpoint))

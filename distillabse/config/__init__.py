@@ -20,8 +20,10 @@ from distillabse.config.models import (
     DenseStudentConfig,
     EarlyStoppingConfig,
     StudentConfig,
+    SwitchStudentConfig,
     TeacherConfig,
     TeacherStudentConfig,
+    TrainedStudentConfig,
     TrainingConfig,
     VocabularyConfig,
 )
@@ -33,6 +35,7 @@ from distillabse.config.objectives import (
     MiniLMv2Objective,
     MSEObjective,
     ObjectiveConfig,
+    RoutingObjective,
 )
 from distillabse.config.product import (
     BenchConfig,
@@ -70,12 +73,15 @@ __all__ = [
     "PhrasebookLanguage",
     "PhrasebookSource",
     "PlanConfig",
+    "RoutingObjective",
     "Source",
     "SplitConfig",
     "StudentConfig",
+    "SwitchStudentConfig",
     "TeacherConfig",
     "TeacherStudentConfig",
     "TextColumns",
+    "TrainedStudentConfig",
     "TrainingConfig",
     "VocabularyConfig",
 ]

@@ -11,11 +11,21 @@ from distillabse.config.models import (
     AssistantConfig,
     DenseStudentConfig,
     StudentConfig,
+    SwitchStudentConfig,
     TeacherConfig,
+    TrainedStudentConfig,
     TrainingConfig,
     VocabularyConfig,
 )
-from distillabse.config.product import BenchConfig, EvaluationConfig, ExportConfig, GatesConfig, PlanConfig
+from distillabse.config.objectives import RoutingObjective
+from distillabse.config.product import (
+    SWITCH_CONSUMERS,
+    BenchConfig,
+    EvaluationConfig,
+    ExportConfig,
+    GatesConfig,
+    PlanConfig,
+)
 
 
 class JobConfig(TrainingConfig):
@@ -37,14 +47,26 @@ class JobConfig(TrainingConfig):
 
     @model_validator(mode="after")
     def _parts_fit(self) -> JobConfig:
-        if isinstance(self.student, DenseStudentConfig):
+        if isinstance(self.student, TrainedStudentConfig):
             for name, trained in (("", self), ("assistant.", self.assistant)):
-                if trained is not None and not trained.objectives:
-                    raise ValueError(f"{name}objectives: a student needs at least one objective to learn from")
+                if trained is not None:
+                    _require_objectives(name, trained)
             if self.assistant is not None:
                 self.assistant.require_larger_than(self.student)
         elif self.assistant is not None:
             raise ValueError("assistant: with student.kind: teacher nothing is trained; remove the assistant")
+        return self
+
+    @model_validator(mode="after")
+    def _consumers_can_load(self) -> JobConfig:
+        if isinstance(self.student, SwitchStudentConfig):
+            unable = [name for name in self.export.consumers if name not in SWITCH_CONSUMERS]
+            if unable:
+                raise ValueError(
+                    f"export.consumers: {', '.join(unable)} cannot load a Switch student, whose class is not one of "
+                    f"transformers' own; {', '.join(SWITCH_CONSUMERS)} can. Leave them out, or distil the Switch "
+                    "student back into a dense one (`distillabse configs cp minilm-switch-dense`)"
+                )
         return self
 
     def of_assistant(self) -> JobConfig:
@@ -62,3 +84,18 @@ class JobConfig(TrainingConfig):
     def run_folder(self) -> Path:
         """Where everything of this job goes."""
         return self.output / self.name
+
+
+def _require_objectives(block: str, trained: TrainingConfig) -> None:
+    """A student has something to learn from, and a router something that keeps its experts alive."""
+    if not trained.objectives:
+        raise ValueError(f"{block}objectives: a student needs at least one objective to learn from")
+    routing = any(isinstance(objective, RoutingObjective) for objective in trained.objectives)
+    is_switch = isinstance(getattr(trained, "student", None), SwitchStudentConfig)
+    if is_switch and not routing:
+        raise ValueError(
+            f"{block}objectives: a Switch student without load balancing sends all tokens to a few experts; add "
+            "{kind: routing}"
+        )
+    if routing and not is_switch:
+        raise ValueError(f"{block}objectives: routing balances the experts of a Switch student, and this one is dense")

@@ -56,10 +56,9 @@ class VocabularyConfig(Schema):
         return self
 
 
-class DenseStudentConfig(Schema):
-    """The model to train: a stock BERT-like encoder. Widths that are not given are the teacher's."""
+class TrainedStudentConfig(Schema):
+    """The shape of a student that is trained, and how it starts. Widths that are not given are the teacher's."""
 
-    kind: Literal["dense"] = "dense"
     layers: int | list[int] = Field(
         3, description="How many layers, or exactly which of the teacher's to start from (0 is the first)."
     )
@@ -110,7 +109,7 @@ class DenseStudentConfig(Schema):
         return value
 
     @model_validator(mode="after")
-    def _widths_fit(self) -> DenseStudentConfig:
+    def _widths_fit(self) -> TrainedStudentConfig:
         hidden, heads, embedding = self.hidden_size, self.attention_heads, self.embedding_size
         if hidden and heads and hidden % heads:
             choices = [count for count in range(1, hidden + 1) if hidden % count == 0 and hidden // count >= 16]
@@ -125,6 +124,83 @@ class DenseStudentConfig(Schema):
         return self.layers if isinstance(self.layers, int) else len(self.layers)
 
 
+class DenseStudentConfig(TrainedStudentConfig):
+    """The model to train: a stock BERT-like encoder."""
+
+    kind: Literal["dense"] = "dense"
+
+
+class SwitchStudentConfig(TrainedStudentConfig):
+    """A mixture of experts (Switch Transformers, Fedus et al. 2021): each token uses one expert of a sparse layer."""
+
+    kind: Literal["switch"] = "switch"
+    experts: int = Field(8, description="Experts of every sparse layer: they cost size, not operations.")
+    sparse_layers: Literal["every_other", "all"] | list[int] = Field(
+        "every_other",
+        description="Which of the student's layers have experts, counted from 0. every_other: 1, 3, 5, ...",
+    )
+    expert_size: Width | None = Field(
+        None,
+        description="Width inside an expert; by default intermediate_size, so that every layer costs the same. "
+        "A narrower expert starts from a slice of the teacher's feed-forward block.",
+    )
+    expert_noise: float = Field(
+        0.01,
+        ge=0.0,
+        description="Gaussian noise that tells the experts apart at the start, in standard deviations of the weights.",
+    )
+    capacity_factor: float = Field(
+        1.25,
+        description="In training an expert takes at most this times its even share of a batch's tokens; the others "
+        "pass through the residual connection. Nothing is dropped in evaluation.",
+    )
+    router_jitter: Fraction = Field(0.01, description="In training the router's input is multiplied by 1 +- this.")
+    expert_dropout: Fraction = Field(0.0, description="Dropout inside the experts.")
+    expert_parallel_size: int = Field(
+        1, ge=1, description="Processes that share the experts of a layer (DeepSpeed); 1 keeps all experts everywhere."
+    )
+
+    @model_validator(mode="after")
+    def _experts_make_sense(self) -> SwitchStudentConfig:
+        if self.experts < 2:
+            raise ValueError(
+                f"experts: {self.experts} expert is a dense feed-forward block; give at least 2, or set kind: dense"
+            )
+        if not self.capacity_factor > 0:
+            raise ValueError(
+                f"capacity_factor: {self.capacity_factor} leaves no expert room for any token; give 1.0 or more, "
+                "such as 1.25"
+            )
+        if self.experts % self.expert_parallel_size:
+            sizes = [size for size in range(1, self.experts + 1) if self.experts % size == 0]
+            raise ValueError(
+                f"expert_parallel_size: {self.experts} experts cannot be shared evenly by {self.expert_parallel_size} "
+                f"processes; choose one of {sizes}"
+            )
+        if isinstance(self.sparse_layers, list):
+            wrong = [layer for layer in self.sparse_layers if not 0 <= layer < self.depth]
+            if wrong or not self.sparse_layers or len(set(self.sparse_layers)) != len(self.sparse_layers):
+                raise ValueError(
+                    f"sparse_layers: {self.sparse_layers} must name layers of the student, each once; its layers are "
+                    f"0 to {self.depth - 1}"
+                )
+        if self.expert_size and self.intermediate_size and self.expert_size > self.intermediate_size:
+            raise ValueError(
+                f"expert_size: {self.expert_size} is wider than intermediate_size {self.intermediate_size}, a slice of "
+                "which every expert starts from; choose at most that"
+            )
+        return self
+
+    @property
+    def sparse_layer_indices(self) -> list[int]:
+        """The layers with experts, in order; a student of one layer has its only one sparse."""
+        if isinstance(self.sparse_layers, list):
+            return sorted(self.sparse_layers)
+        if self.sparse_layers == "all":
+            return list(range(self.depth))
+        return list(range(1, self.depth, 2)) or [0]
+
+
 class TeacherStudentConfig(Schema):
     """The teacher itself, with the vocabulary of `vocabulary`: nothing is trained, everything else is the same."""
 
@@ -136,10 +212,11 @@ def _student_kind(value: Any) -> str:
     return str(kind)
 
 
-StudentConfig = Annotated[
-    Annotated[DenseStudentConfig, Tag("dense")] | Annotated[TeacherStudentConfig, Tag("teacher")],
-    Discriminator(_student_kind),
-]
+_Dense = Annotated[DenseStudentConfig, Tag("dense")]
+_Switch = Annotated[SwitchStudentConfig, Tag("switch")]
+_Teacher = Annotated[TeacherStudentConfig, Tag("teacher")]
+StudentConfig = Annotated[_Dense | _Switch | _Teacher, Discriminator(_student_kind)]
+AssistantStudentConfig = Annotated[_Dense | _Switch, Discriminator(_student_kind)]
 
 
 class EarlyStoppingConfig(Schema):
@@ -167,9 +244,11 @@ class TrainingConfig(Schema):
 class AssistantConfig(TrainingConfig):
     """A teacher assistant (MiniLM, Wang et al. 2020): it learns from the teacher, and the student from it."""
 
-    student: DenseStudentConfig = Field(description="Shape of the assistant: at least as deep and wide as the student.")
+    student: AssistantStudentConfig = Field(
+        description="Shape of the assistant: at least as deep and wide as the student."
+    )
 
-    def require_larger_than(self, student: DenseStudentConfig) -> None:
+    def require_larger_than(self, student: TrainedStudentConfig) -> None:
         """Refuse an assistant smaller than its student.
 
         Raises:

@@ -72,6 +72,18 @@ class MSEObjective(Schema):
     weight: float = Field(1.0, gt=0)
 
 
+class RoutingObjective(Schema):
+    """What keeps the experts of a Switch student in use; it teaches nothing by itself."""
+
+    kind: Literal["routing"] = "routing"
+    weight: float = Field(1.0, gt=0)
+    load_balance: float = Field(
+        0.01, ge=0, description="Coefficient of the load-balancing loss (Switch Transformers, equation 4)."
+    )
+    z_loss: float = Field(0.001, ge=0, description="Coefficient of the router z-loss (ST-MoE, equation 5).")
+
+
 ObjectiveConfig = Annotated[
-    MiniLMObjective | MiniLMv2Objective | HiddenObjective | CosineObjective | MSEObjective, Field(discriminator="kind")
+    MiniLMObjective | MiniLMv2Objective | HiddenObjective | CosineObjective | MSEObjective | RoutingObjective,
+    Field(discriminator="kind"),
 ]

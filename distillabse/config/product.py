@@ -20,8 +20,22 @@ class Int8Config(Schema):
     embeddings: bool = Field(True, description="Store the embedding table as one INT8 row and one scale per token.")
 
 
+Consumer = Literal[
+    "onnxruntime", "fastembed", "vespa", "opensearch", "sentence-transformers", "optimum", "text-embeddings-inference",
+    "transformers.js", "elasticsearch",
+]  # fmt: skip
+# They read the graph and the tokenizer alone; sentence-transformers finds the class where this package is installed.
+SWITCH_CONSUMERS: tuple[Consumer, ...] = ("onnxruntime", "fastembed", "vespa", "opensearch", "sentence-transformers")
+
+
 class ExportConfig(Schema):
     """The ONNX graphs of the bundle."""
+
+    consumers: list[Consumer] = Field(
+        default_factory=list,
+        description="Programs that must be able to load the bundle; a student that one of them cannot load is refused "
+        "before training.",
+    )
 
     opset: int = Field(18, ge=17, le=23, description="ONNX operator set.")
     int8: Int8Config = Field(default_factory=Int8Config)

@@ -41,6 +41,8 @@ class TorchEngine:
         import torch
         from sentence_transformers import SentenceTransformer
 
+        import distillabse.models.switch  # noqa: F401  # makes the Switch student known to transformers
+
         torch.set_num_threads(threads)
         settings = {"attn_implementation": "sdpa", "dtype": torch.float32}
         self._model = SentenceTransformer(

@@ -74,11 +74,15 @@ def require_plannable(config: JobConfig) -> DenseStudentConfig:
     """The job's student, whose shape can be planned.
 
     Raises:
-        ConfigurationError: the student is the teacher itself.
+        ConfigurationError: the student is the teacher itself, or has experts.
     """
     if not isinstance(config.student, DenseStudentConfig):
+        reasons = {
+            "teacher": "has the shape of its teacher, so there is nothing to plan",
+            "switch": "is not planned: it costs little more than the dense student of its widths",
+        }
         raise ConfigurationError(
-            "student.kind: teacher has the shape of its teacher, so there is nothing to plan. Set student.kind: dense."
+            f"student.kind: {config.student.kind} {reasons[config.student.kind]}. Set student.kind: dense."
         )
     return config.student
 

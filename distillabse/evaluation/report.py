@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from distillabse import layout
-from distillabse.config import DenseStudentConfig, JobConfig
+from distillabse.config import JobConfig, TrainedStudentConfig
 from distillabse.console import figures_table
 from distillabse.errors import InputError
 from distillabse.evaluation.model_card import write_model_card
@@ -33,7 +33,10 @@ LATENCY_KEYS = (
 # From most to least compressed: the first one that was measured is what the headline speaks of.
 _ARTEFACTS = ("onnx-int8", "onnx-fp32", "torch")
 _SIZE_OF = {"onnx-int8": "int8", "onnx-fp32": "fp32", "teacher-torch": "teacher"}
-_SHAPE = ("hidden_size", "embedding_size", "num_attention_heads", "intermediate_size", "vocab_size")
+_SHAPE = (
+    "hidden_size", "embedding_size", "num_attention_heads", "intermediate_size", "vocab_size", "sparse_layers",
+    "num_experts", "expert_size",
+)  # fmt: skip
 
 
 def report_stage(config: JobConfig, run: RunFolder) -> dict[str, Any]:
@@ -196,7 +199,7 @@ def _if_present(path: Path) -> Any:
 def _shape(run: RunFolder, job: JobConfig) -> dict[str, Any]:
     """Number of layers of the student, and its widths from its transformers settings where the bundle has them."""
     settings = _if_present(run.bundle / layout.MODEL_SETTINGS) or {}
-    asked = job.student.depth if isinstance(job.student, DenseStudentConfig) else None
+    asked = job.student.depth if isinstance(job.student, TrainedStudentConfig) else None
     return {
         "layers": settings.get("num_hidden_layers", asked),
         **{key: settings[key] for key in _SHAPE if key in settings},

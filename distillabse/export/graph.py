@@ -15,6 +15,8 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
+from distillabse.export.switch import SwitchGraph, translations
+from distillabse.models.switch import sparse_layers
 from distillabse.models.teacher import transformer_of
 
 if TYPE_CHECKING:
@@ -36,6 +38,8 @@ class EncoderGraph(nn.Module):
         super().__init__()
         self.transformer = copy.deepcopy(transformer_of(encoder))
         self.transformer.set_attn_implementation("eager")
+        for layer in sparse_layers(self.transformer).values():
+            layer.set_submodule("feed_forward", SwitchGraph(layer.feed_forward))
         _spell_out_gelu(self.transformer)
         self.head = nn.ModuleList(list(encoder)[1:])
 
@@ -80,6 +84,7 @@ def export_graph(encoder: SentenceTransformer, path: Path, opset: int = 18) -> N
             input_names=list(INPUTS),
             output_names=list(OUTPUTS),
             dynamic_shapes=dict.fromkeys(INPUTS, axes),
+            custom_translation_table=translations(),
             external_data=True,
             verbose=False,
         )
@@ -130,6 +135,7 @@ def _tidy(path: Path, inline: bool) -> None:
     for node in model.graph.node:
         node.doc_string = ""
         del node.metadata_props[:]
+        _drop_number_of_parts(node)
     del model.graph.value_info[:]
     for value in (*model.graph.input, *model.graph.output, *model.graph.initializer):
         del value.metadata_props[:]
@@ -138,6 +144,14 @@ def _tidy(path: Path, inline: bool) -> None:
     model.producer_name = "distillabse"
     save_graph(model, path, inline)
     onnx.checker.check_model(str(path))
+
+
+def _drop_number_of_parts(node: Any) -> None:
+    """A Split into parts of given sizes must not say how many; the exporter had to know."""
+    if node.op_type == "Split" and len(node.input) > 1 and node.input[1]:
+        kept = [attribute for attribute in node.attribute if attribute.name != "num_outputs"]
+        del node.attribute[:]
+        node.attribute.extend(kept)
 
 
 def save_graph(model: Any, path: Path, inline: bool) -> None:

@@ -9,6 +9,8 @@ it is batched with. Here every token has a scale and a zero point of its own, fr
 `q . p` is MatMulInteger of uint8 with int8, the fastest integer product of ONNX Runtime on x86 (int8 with int8 is
 several times slower). The int32 product is multiplied by the weight scale first and by the token scale last: were the
 two scales multiplied with each other first, ONNX Runtime's extended optimisation would fuse the pattern wrongly.
+
+A router stays in float32: it is small, and its choices are not a matter of precision.
 """
 
 from __future__ import annotations
@@ -22,6 +24,8 @@ import numpy as np
 import onnx
 from numpy.typing import NDArray
 from onnx import TensorProto, helper, numpy_helper
+
+from distillabse.export.switch import ExpertProduct, expert_products, routers
 
 _SMALLEST = np.float32(1e-12)
 
@@ -57,6 +61,14 @@ def quantize_columns(weight: NDArray[np.float32], largest: int) -> tuple[NDArray
     return np.clip(np.round(weight / scale), -largest, largest).astype(np.int8), scale
 
 
+def quantized_matrix(
+    weight: NDArray[np.float32], largest: int
+) -> tuple[NDArray[np.int8], NDArray[np.float32], NDArray[np.float32]]:
+    """`quantize_columns`, and the scaled sum of every column, which takes the tokens' zero points out of a product."""
+    quantized, scale = quantize_columns(weight, largest)
+    return quantized, scale, quantized.sum(axis=0, dtype=np.int64).astype(np.float32) * scale
+
+
 @dataclass
 class _Rewriter:
     graph: Any
@@ -68,9 +80,20 @@ class _Rewriter:
     def rewrite(self, embeddings: bool) -> Quantized:
         weights = {tensor.name: tensor for tensor in self.graph.initializer}
         table = self._largest_table(weights) if embeddings else None
+        experts, kept_in_float = expert_products(self.graph), routers(self.graph)
+        replaced = {name for product in experts.values() for name in product.replaced}
         matmuls = tables = 0
         for node in self.graph.node:
-            if node.op_type == "MatMul" and node.input[1] in weights and len(weights[node.input[1]].dims) == 2:
+            if node.name in replaced:
+                if (product := experts.get(node.output[0])) is not None:
+                    self._expert_product(product, weights)
+                    matmuls += len(product.weights)
+            elif (
+                node.op_type == "MatMul"
+                and node.input[1] in weights
+                and len(weights[node.input[1]].dims) == 2
+                and node.input[1] not in kept_in_float
+            ):
                 self._matmul(node, numpy_helper.to_array(weights[node.input[1]]))
                 matmuls += 1
             elif node.op_type == "Gather" and node.input[0] == table:
@@ -83,17 +106,36 @@ class _Rewriter:
 
     def _matmul(self, node: Any, weight: NDArray[np.float32]) -> None:
         x, name = node.input[0], node.input[1]
-        quantized, scale = quantize_columns(weight, self.largest)
-        column_sums = quantized.sum(axis=0, dtype=np.int64).astype(np.float32) * scale
+        quantized, scale, column_sums = quantized_matrix(weight, self.largest)
         rows, token_scale, zero = self._quantized_rows(x, weight.shape[0])
         product = self._add("MatMulInteger", [rows, self._constant(f"{name}_int8", quantized)])
-        scaled = self._add(
-            "Mul", [self._add("Cast", [product], to=TensorProto.FLOAT), self._constant(f"{name}_scale", scale)]
-        )
-        offset = self._add("Mul", [zero, self._constant(f"{name}_column_sums", column_sums)])
-        result = self._add("Mul", [self._add("Sub", [scaled, offset]), token_scale])
+        weight_scale = self._constant(f"{name}_scale", scale)
+        scaled = self._scaled(product, weight_scale, self._constant(f"{name}_column_sums", column_sums), zero)
+        result = self._add("Mul", [scaled, token_scale])
         shape = self._add("Concat", [self._leading_shape(x), self._integers("outputs", [weight.shape[1]])], axis=0)
         self.nodes.append(helper.make_node("Reshape", [result, shape], [node.output[0]], name=f"{node.name}_int8"))
+
+    def _expert_product(self, product: ExpertProduct, weights: dict[str, Any]) -> None:
+        """Rows are quantised before they are cut into parts, and scaled after they are joined: once for all experts."""
+        matrices = [numpy_helper.to_array(weights[name]) for name in product.weights]
+        quantized, scales, sums = zip(*(quantized_matrix(matrix, self.largest) for matrix in matrices), strict=True)
+        rows, token_scale, zero = self._quantized_rows(product.tokens, matrices[0].shape[0])
+        name = product.result
+        parts = [f"{name}_part_{index}" for index in range(len(matrices))]
+        self.nodes.append(helper.make_node("Split", [rows, product.counts], parts, name=f"{name}_parts", axis=0))
+        integers = [
+            self._add("MatMulInteger", [part, self._constant(f"{weight}_int8", matrix)])
+            for part, weight, matrix in zip(parts, product.weights, quantized, strict=True)
+        ]
+        scale = self._add("Gather", [self._constant(f"{name}_scale", np.stack(scales)), product.experts])
+        column_sums = self._add("Gather", [self._constant(f"{name}_column_sums", np.stack(sums)), product.experts])
+        scaled = self._scaled(self._add("Concat", integers, axis=0), scale, column_sums, zero)
+        self.nodes.append(helper.make_node("Mul", [scaled, token_scale], [name], name=f"{name}_int8"))
+
+    def _scaled(self, product: str, scale: str, column_sums: str, zero: str) -> str:
+        """(q . p) * weight_scale - zero * sum(p) * weight_scale; all but the token scale."""
+        wide = self._add("Mul", [self._add("Cast", [product], to=TensorProto.FLOAT), scale])
+        return self._add("Sub", [wide, self._add("Mul", [zero, column_sums])])
 
     def _quantized_rows(self, x: str, width: int) -> tuple[str, str, str]:
         """Nodes that quantise `x` row by row, made once for all its consumers.

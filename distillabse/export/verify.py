@@ -182,16 +182,22 @@ def verify_files(bundle: Path, config: JobConfig) -> tuple[dict[str, dict[str, i
 
     Returns:
         Operators by graph after optimisation, and the gates: every file intact; per encoder layer two layer
-        normalisations and one fused GELU; every quantised product still an integer product.
+        normalisations and one fused GELU; every quantised product still an integer product; every expert.
     """
     from distillabse.export.graph import count_after_optimisation
+    from distillabse.export.switch import count_expert_products
+    from distillabse.models.switch import MODEL_TYPE as SWITCH
 
-    layers = read_json(bundle / layout.MODEL_SETTINGS)["num_hidden_layers"]
+    settings = read_json(bundle / layout.MODEL_SETTINGS)
+    layers = settings["num_hidden_layers"]
     graphs = {FP32: dict(count_after_optimisation(bundle / layout.ONNX_FP32))}
     wanted = [(FP32, "LayerNormalization", 2 * layers + 1), (FP32, "fused GELU", layers)]
     if config.export.int8.enabled:
         graphs[INT8] = dict(count_after_optimisation(bundle / int8_file(config.export.int8)))
         wanted.append((INT8, "integer products", read_json(bundle / layout.PROVENANCE)["int8"]["matmuls"]))
+    if settings["model_type"] == SWITCH:
+        graphs[FP32]["expert products"] = count_expert_products(bundle / layout.ONNX_FP32)
+        wanted.append((FP32, "expert products", 2 * settings["num_experts"] * len(settings["sparse_layers"])))
     broken = broken_checksums(bundle)
     gates = [Gate("files that differ from SHA256SUMS", "bundle", None, len(broken), 0, not broken)]
     for artefact, what, count in wanted:
@@ -202,6 +208,7 @@ def verify_files(bundle: Path, config: JobConfig) -> tuple[dict[str, dict[str, i
 
 _OPERATORS = {
     "LayerNormalization": ("LayerNormalization", "SkipLayerNormalization"),
+    "expert products": ("expert products",),
     "fused GELU": ("Gelu", "BiasGelu", "FastGelu"),
     "integer products": ("MatMulInteger", "MatMulIntegerToFloat", "DynamicQuantizeMatMul"),
 }

@@ -20,21 +20,26 @@ import torch
 from torch import Tensor, nn
 
 from distillabse.models.projection import projection_basis
+from distillabse.models.switch import SwitchLayer, averaged_expert
 from distillabse.models.taps import encoder_layers
 
 if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
-    from distillabse.config import DenseStudentConfig
+    from distillabse.config import TrainedStudentConfig
 
 _SAMPLED_SEQUENCES, _SAMPLED_TOKENS = 128, 32
 
 
 @dataclass(frozen=True)
-class _States:
-    """The teacher's token states, by layer: what goes in, after attention, what comes out; [batch, tokens, width]."""
+class States:
+    """Token states by layer: what goes in, after attention, what comes out; [batch, tokens, width].
 
+    `ids` are the tokens, int64 [batch, tokens].
+    """
+
+    ids: Tensor
     inputs: list[Tensor]
     after_attention: list[Tensor]
     outputs: list[Tensor]
@@ -42,7 +47,7 @@ class _States:
 
 @torch.no_grad()
 def initialise_from_teacher(
-    student: Any, teacher: Any, layers: list[int], config: DenseStudentConfig, counts: NDArray[np.int64] | None
+    student: Any, teacher: Any, layers: list[int], config: TrainedStudentConfig, counts: NDArray[np.int64] | None
 ) -> Tensor:
     """Give `student` the projected weights of `teacher`.
 
@@ -59,20 +64,19 @@ def initialise_from_teacher(
     student.eval()  # what is fitted must not meet dropout
     words, positions, types = _embedding_tables(teacher)
     hidden, embedding = student.config.hidden_size, student.embeddings.word_embeddings.embedding_dim
-    ids = _sampled_ids(len(words), counts, teacher.config.pad_token_id).to(words.device)
-    states = _states(teacher, ids)
+    states = sampled_states(teacher, counts)
     basis = _basis(hidden, config, words, (*states.inputs, states.outputs[-1]), counts)
     narrow = basis if embedding == hidden else _basis(embedding, config, words, states.inputs[:1], counts)
     for target, table in (("word", words), ("position", positions), ("token_type", types)):
         getattr(student.embeddings, f"{target}_embeddings").weight.copy_(table @ narrow)
     for target, index in zip(encoder_layers(student), layers, strict=True):
-        _project_layer(encoder_layers(teacher)[index], target, basis)
-    _fit(student, layers, basis, ids, states)
+        _project_layer(encoder_layers(teacher)[index], target, basis, states.after_attention[index])
+    _fit(student, layers, basis, states)
     return basis
 
 
 def _basis(
-    width: int, config: DenseStudentConfig, words: Tensor, states: Sequence[Tensor], counts: NDArray[np.int64] | None
+    width: int, config: TrainedStudentConfig, words: Tensor, states: Sequence[Tensor], counts: NDArray[np.int64] | None
 ) -> Tensor:
     if width >= words.shape[1]:
         return torch.eye(words.shape[1], width, device=words.device)
@@ -101,18 +105,37 @@ def first_position(model: Any) -> int:
     return 0 if padding is None else int(padding) + 1
 
 
-def _project_layer(source: Any, target: Any, basis: Tensor) -> None:
+def strongest_neurons(inner: Tensor, outer: Tensor, count: int) -> Tensor:
+    """Those that write most, in their order: int64 [at most `count`].
+
+    Args:
+        inner: what the neurons read, [neurons, width].
+        outer: what they write, [width, neurons].
+        count: how many are wanted.
+    """
+    strength: Tensor = inner.norm(dim=1) * outer.norm(dim=0)
+    return strength.topk(min(count, len(inner))).indices.sort().values
+
+
+def _project_layer(source: Any, target: Any, basis: Tensor, attended: Tensor) -> None:
     _project_attention(source.attention, target.attention, basis)
-    inner, outer = source.intermediate.dense, source.output.dense
-    size = target.intermediate.dense.out_features
-    into, out = inner.weight @ basis, basis.T @ outer.weight
-    kept = (into.norm(dim=1) * out.norm(dim=0)).topk(min(size, len(into))).indices.sort().values
+    inner_weight, inner_bias, outer_weight, outer_bias = _feed_forward_weights(source, attended)
+    into, out = inner_weight @ basis, basis.T @ outer_weight
+    kept = strongest_neurons(into, out, target.intermediate.dense.out_features)
     # More neurons than the teacher's: the new ones start with random inputs and say nothing yet.
     target.output.dense.weight.zero_()
     target.intermediate.dense.weight[: len(kept)] = into[kept]
-    target.intermediate.dense.bias[: len(kept)] = inner.bias[kept]
+    target.intermediate.dense.bias[: len(kept)] = inner_bias[kept]
     target.output.dense.weight[:, : len(kept)] = out[:, kept]
-    target.output.dense.bias.copy_(outer.bias @ basis)
+    target.output.dense.bias.copy_(outer_bias @ basis)
+
+
+def _feed_forward_weights(layer: Any, attended: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Weight and bias of the inner projection, then of the outer one; experts count as their average."""
+    if isinstance(layer, SwitchLayer):
+        return averaged_expert(layer, attended)
+    inner, outer = layer.intermediate.dense, layer.output.dense
+    return inner.weight, inner.bias, outer.weight, outer.bias
 
 
 def _project_attention(source: Any, target: Any, basis: Tensor) -> None:
@@ -155,14 +178,14 @@ def _factorise(left: Tensor, right: Tensor, rank: int) -> tuple[Tensor, Tensor]:
     return root[:, None] * (q_left @ u[:, :rank]).T, root[:, None] * (q_right @ v[:rank].T).T
 
 
-def _fit(student: Any, layers: list[int], basis: Tensor, ids: Tensor, states: _States) -> None:
+def _fit(student: Any, layers: list[int], basis: Tensor, states: States) -> None:
     """Fit every layer normalisation, and the projection of factorised embeddings, to the teacher's own states."""
     modules = student.embeddings
     if hasattr(student, "embeddings_project"):
         _reset(modules.LayerNorm)
-        _fit_linear(student.embeddings_project, modules(input_ids=ids), states.inputs[0] @ basis)
+        _fit_linear(student.embeddings_project, modules(input_ids=states.ids), states.inputs[0] @ basis)
     else:
-        _fit_layer_norm(modules, modules.LayerNorm, (ids,), states.inputs[0] @ basis)
+        _fit_layer_norm(modules, modules.LayerNorm, (states.ids,), states.inputs[0] @ basis)
     for target, index in zip(encoder_layers(student), layers, strict=True):
         given, attended = states.inputs[index] @ basis, states.after_attention[index] @ basis
         attention = target.attention.self(given)[0]
@@ -181,18 +204,28 @@ def _sampled_ids(rows: int, counts: NDArray[np.int64] | None, padding: int | Non
     return drawn.view(_SAMPLED_SEQUENCES, _SAMPLED_TOKENS)
 
 
-def _states(model: Any, ids: Tensor) -> _States:
+@torch.no_grad()
+def sampled_states(model: Any, counts: NDArray[np.int64] | None) -> States:
+    """The states of a BERT-like model on sequences of tokens drawn by their frequency in the corpus.
+
+    Args:
+        model: BERT-like transformers model.
+        counts: how often the corpus uses each row of the vocabulary, int64 [rows]; None: all alike.
+    """
+    training = model.training
+    ids = _sampled_ids(model.config.vocab_size, counts, model.config.pad_token_id).to(model.device)
     after_attention: list[Tensor] = []
     hooks = [
         layer.attention.register_forward_hook(lambda module, arguments, output: after_attention.append(output[0]))
         for layer in encoder_layers(model)
     ]
     try:
-        states = list(model(input_ids=ids, output_hidden_states=True).hidden_states)
+        states = list(model.eval()(input_ids=ids, output_hidden_states=True).hidden_states)
     finally:
+        model.train(training)
         for hook in hooks:
             hook.remove()
-    return _States(states[:-1], after_attention, states[1:])
+    return States(ids, states[:-1], after_attention, states[1:])
 
 
 def _fit_layer_norm(block: Any, norm: nn.LayerNorm, arguments: tuple[Tensor, ...], wanted: Tensor) -> None:
@@ -209,7 +242,9 @@ def _fit_layer_norm(block: Any, norm: nn.LayerNorm, arguments: tuple[Tensor, ...
 
 def _fit_linear(layer: nn.Linear, inputs: Tensor, wanted: Tensor) -> None:
     flat = torch.cat([inputs.flatten(0, 1), inputs.new_ones(inputs.shape[0] * inputs.shape[1], 1)], dim=1)
-    solution = torch.linalg.lstsq(flat, wanted.flatten(0, 1)).solution
+    # Normalised rows sum to the same, so the rank is short by one: of all solutions take the smallest.
+    left, right = flat.double().cpu(), wanted.flatten(0, 1).double().cpu()
+    solution = torch.linalg.lstsq(left, right, rcond=1e-6, driver="gelsd").solution
     layer.weight.copy_(solution[:-1].T)
     layer.bias.copy_(solution[-1])
 

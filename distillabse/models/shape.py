@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from distillabse.config import DenseStudentConfig
+from distillabse.config import SwitchStudentConfig, TrainedStudentConfig
 from distillabse.errors import ConfigurationError
 
 
@@ -47,7 +47,7 @@ def transformer_shape(settings: Mapping[str, Any]) -> TransformerShape:
         ) from None
 
 
-def resolve_shape(student: DenseStudentConfig, teacher: TransformerShape) -> tuple[TransformerShape, list[int]]:
+def resolve_shape(student: TrainedStudentConfig, teacher: TransformerShape) -> tuple[TransformerShape, list[int]]:
     """The student's shape with every width filled in, and the teacher layer that each of its layers starts from.
 
     With random initialisation a student may be deeper than its teacher; the layers that it starts from then are none.
@@ -74,6 +74,7 @@ def resolve_shape(student: DenseStudentConfig, teacher: TransformerShape) -> tup
         attention_heads=_attention_heads(student, hidden, teacher),
         embedding_size=embedding,
     )
+    _require_slices(student, shape)
     if student.initialisation == "random":
         return shape, []
     return shape, choose_layers(student.layers, teacher.layers, student.layer_choice)
@@ -104,7 +105,7 @@ def choose_layers(wanted: int | list[int], available: int, choice: Literal["unif
     return list(wanted)
 
 
-def _attention_heads(student: DenseStudentConfig, hidden: int, teacher: TransformerShape) -> int:
+def _attention_heads(student: TrainedStudentConfig, hidden: int, teacher: TransformerShape) -> int:
     if student.attention_heads is not None:
         heads = student.attention_heads
     elif hidden % teacher.attention_heads == 0:
@@ -117,3 +118,12 @@ def _attention_heads(student: DenseStudentConfig, hidden: int, teacher: Transfor
             f"student.attention_heads: {heads} heads do not divide the hidden size {hidden}; choose one of {choices}."
         )
     return heads
+
+
+def _require_slices(student: TrainedStudentConfig, shape: TransformerShape) -> None:
+    """An expert starts from a slice of a feed-forward block, so it is no wider than that."""
+    if isinstance(student, SwitchStudentConfig) and (student.expert_size or 0) > shape.intermediate_size:
+        raise ConfigurationError(
+            f"student.expert_size: {student.expert_size} is wider than the student's intermediate size "
+            f"{shape.intermediate_size}; choose at most that, or set student.intermediate_size."
+        )

@@ -1,4 +1,4 @@
-"""The student: a stock BERT-like encoder, initialised from the teacher's weights."""
+"""The student: a stock BERT-like encoder, or a Switch student, initialised from the teacher's weights."""
 
 from __future__ import annotations
 
@@ -9,11 +9,13 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
-from distillabse.config import DenseStudentConfig
+from distillabse.config import SwitchStudentConfig, TrainedStudentConfig
 from distillabse.models.initialisation import first_position, initialise_from_teacher
 from distillabse.models.shape import TransformerShape, resolve_shape, transformer_shape
+from distillabse.models.switch import sparse_layers
 from distillabse.models.taps import encoder_layers
 from distillabse.models.teacher import transformer_of, with_modules
+from distillabse.models.upcycling import upcycled
 
 if TYPE_CHECKING:
     import numpy as np
@@ -22,13 +24,13 @@ if TYPE_CHECKING:
 
 
 def build_student(
-    teacher: SentenceTransformer, config: DenseStudentConfig, token_counts: NDArray[np.int64] | None = None
+    teacher: SentenceTransformer, config: TrainedStudentConfig, token_counts: NDArray[np.int64] | None = None
 ) -> SentenceTransformer:
     """A trainable student with weights of its own; the teacher is not changed.
 
-    It is a stock transformers model in a SentenceTransformer, so nobody needs this package to load it: the teacher's
-    own class where only layers are left out, else BertModel, or ElectraModel where its embeddings are narrower than its
-    hidden size. It always ends with L2 normalisation.
+    A dense student is a stock transformers model in a SentenceTransformer, so nobody needs this package to load it: the
+    teacher's own class where only layers are left out, else BertModel, or ElectraModel where its embeddings are
+    narrower than its hidden size. A Switch student is made from such a dense one. Either ends with L2 normalisation.
 
     Args:
         teacher: what it starts from.
@@ -44,17 +46,22 @@ def build_student(
     encoder_layers(model)
     own_shape = transformer_shape(model.config.to_dict())
     shape, layers = resolve_shape(config, own_shape)
-    if layers and shape == replace(own_shape, layers=shape.layers):
+    is_switch = isinstance(config, SwitchStudentConfig)
+    only_layers = bool(layers) and shape == replace(own_shape, layers=shape.layers)
+    if only_layers and not is_switch and not sparse_layers(model):
         transformer, basis = copy.deepcopy(teacher[0]), torch.eye(shape.hidden_size, device=model.device)
         _keep_layers(transformer.auto_model, layers)
+        _set_dropout(transformer.auto_model, config.dropout)
     else:
         student_model = _stock_model(model, shape).to(model.device)
         basis = torch.eye(own_shape.hidden_size, shape.hidden_size, device=model.device)
         if config.initialisation == "teacher":
             basis = initialise_from_teacher(student_model, model, layers, config, token_counts)
+        _set_dropout(student_model, config.dropout)
+        if isinstance(config, SwitchStudentConfig):
+            student_model = upcycled(student_model, config, token_counts)
         # The tokenizer and its settings are copied, the teacher's model is not.
         transformer = copy.deepcopy(teacher[0], {id(model): student_model})
-    _set_dropout(transformer.auto_model, config.dropout)
     pooling = next(module for module in teacher if isinstance(module, Pooling))
     mode = pooling.pooling_mode if config.pooling == "teacher" else config.pooling
     modules: list[Any] = [transformer, Pooling(shape.hidden_size, mode, include_prompt=pooling.include_prompt)]

@@ -1,4 +1,4 @@
-"""Forward hooks that read queries, keys, values and hidden states while attention runs as SDPA.
+"""Forward hooks that read queries, keys, values, hidden states and routers while attention runs as SDPA.
 
 Nothing is projected twice and no attention matrix is returned by the model: only what an objective asks for is kept.
 """
@@ -13,17 +13,21 @@ import torch
 from torch import Tensor, nn
 
 from distillabse.errors import ConfigurationError
+from distillabse.models.switch import sparse_layers
 from distillabse.models.teacher import transformer_of
 
 if TYPE_CHECKING:
     from sentence_transformers import SentenceTransformer
 
-Kind = Literal["query", "key", "value", "hidden"]
+Kind = Literal["query", "key", "value", "hidden", "router"]
 
 
 @dataclass(frozen=True, order=True)
 class Tap:
-    """One tensor to read: a projection of a layer's self-attention, or the layer's output. Layers count from 0."""
+    """One tensor to read: a projection of a layer's self-attention, the layer's output, or its router's logits.
+
+    Layers count from 0.
+    """
 
     kind: Kind
     layer: int
@@ -37,6 +41,7 @@ class EncoderShape:
     hidden_size: int
     attention_heads: int
     dimension: int
+    sparse_layers: tuple[int, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -45,7 +50,7 @@ class Signals:
 
     Attributes:
         sentence: [batch, dimension] L2-normalised sentence vectors.
-        taps: each [batch, tokens, hidden size].
+        taps: each [batch, tokens, hidden size]; a router's logits [real tokens, experts].
     """
 
     sentence: Tensor
@@ -54,12 +59,14 @@ class Signals:
 
 def shape_of(encoder: SentenceTransformer) -> EncoderShape:
     """Layers, hidden size, attention heads and output dimension of a sentence encoder."""
-    config = transformer_of(encoder).config
+    model = transformer_of(encoder)
+    config = model.config
     return EncoderShape(
         layers=config.num_hidden_layers,
         hidden_size=config.hidden_size,
         attention_heads=config.num_attention_heads,
         dimension=encoder.get_embedding_dimension(),
+        sparse_layers=tuple(sparse_layers(model)),
     )
 
 
@@ -86,9 +93,7 @@ class TappedEncoder:
         self._read: dict[Tap, Tensor] = {}
         layers = encoder_layers(transformer_of(encoder))
         for tap in taps:
-            layer: Any = layers[tap.layer]
-            module = layer if tap.kind == "hidden" else getattr(layer.attention.self, tap.kind)
-            module.register_forward_hook(self._reader(tap))
+            _tapped_module(layers[tap.layer], tap.kind).register_forward_hook(self._reader(tap))
 
     def __call__(self, input_ids: Tensor, attention_mask: Tensor) -> Signals:
         """Encode a padded batch of token ids, int64 [batch, tokens]."""
@@ -101,3 +106,14 @@ class TappedEncoder:
             self._read[tap] = output if isinstance(output, torch.Tensor) else output[0]
 
         return read
+
+
+def _tapped_module(layer: Any, kind: Kind) -> nn.Module:
+    module: nn.Module
+    if kind == "hidden":
+        module = layer
+    elif kind == "router":
+        module = layer.feed_forward.router
+    else:
+        module = getattr(layer.attention.self, kind)
+    return module

@@ -108,6 +108,8 @@ def load_encoder(
     from sentence_transformers import SentenceTransformer
     from sentence_transformers.util import is_sentence_transformer_model
 
+    import distillabse.models.switch  # noqa: F401  # makes the Switch student known to transformers
+
     folder = Path(model)
     if folder.exists() and not (folder / layout.MODULES).is_file():
         raise InputError(

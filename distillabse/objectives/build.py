@@ -9,12 +9,14 @@ from distillabse.config import (
     MiniLMv2Objective,
     MSEObjective,
     ObjectiveConfig,
+    RoutingObjective,
 )
 from distillabse.models.taps import EncoderShape
 from distillabse.objectives.base import Objective
 from distillabse.objectives.embedding import MSE, Cosine
 from distillabse.objectives.hidden import Hidden
 from distillabse.objectives.relations import MiniLM, MiniLMv2
+from distillabse.objectives.routing import Routing
 
 
 def build_objective(config: ObjectiveConfig, teacher: EncoderShape, student: EncoderShape) -> Objective:
@@ -34,3 +36,5 @@ def build_objective(config: ObjectiveConfig, teacher: EncoderShape, student: Enc
             return Cosine(config, teacher, student)
         case MSEObjective():
             return MSE(config, teacher, student)
+        case RoutingObjective():
+            return Routing(config, teacher, student)

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from distillabse.config import DenseStudentConfig, JobConfig, TeacherConfig, TeacherStudentConfig, TrainingConfig
+from distillabse.config import JobConfig, TeacherConfig, TeacherStudentConfig, TrainedStudentConfig, TrainingConfig
 from distillabse.corpus.records import read_records, sentences
 from distillabse.errors import ConfigurationError
 from distillabse.evaluation.fidelity import cosine_and_skill
@@ -84,7 +84,7 @@ def _train(
     """Train `config.student` on `teacher`, whose vectors are the original teacher's through `reduction`, if any."""
     from transformers.trainer_utils import get_last_checkpoint
 
-    assert isinstance(config.student, DenseStudentConfig)
+    assert isinstance(config.student, TrainedStudentConfig)
     train = [sentence.text for sentence in sentences(read_records(run.split("train")))]
     dev = [sentence.text for sentence in sentences(read_records(run.split("dev")))]
     checkpoints = Path(str(arguments.output_dir))

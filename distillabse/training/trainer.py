@@ -19,10 +19,12 @@ from transformers.trainer_callback import PrinterCallback
 from distillabse import layout
 from distillabse.errors import ConfigurationError, TrainingError
 from distillabse.models.folder import save_encoder
+from distillabse.models.teacher import transformer_of
 from distillabse.storage import storage_errors
 from distillabse.training.cache import TeacherCache
 from distillabse.training.data import PaddingCollator
 from distillabse.training.distiller import Distiller
+from distillabse.training.router_health import PREFIX, RouterMonitor
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -75,6 +77,7 @@ class DistillationTrainer(Trainer):
         self.held_out_fidelity = held_out_fidelity
         self._terms: dict[str, torch.Tensor] = {}
         self._batches = 0
+        self._routers = RouterMonitor(transformer_of(distiller.student))
 
     @property
     def distiller(self) -> Distiller:
@@ -91,9 +94,9 @@ class DistillationTrainer(Trainer):
         return (outputs["loss"], outputs) if return_outputs else outputs["loss"]
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
-        """Add the mean of every loss term since the last log."""
+        """Add the mean of every loss term, and what the routers of a Switch student did, since the last log."""
         if "loss" in logs:
-            logs = {**logs, **self._mean_terms()}
+            logs = {**logs, **self._mean_terms(), **self._routers.figures(self.accelerator.reduce)}
             self._terms, self._batches = {}, 0
         super().log(logs, start_time)
 
@@ -193,7 +196,7 @@ class SentenceProgress(TrainerCallback):
             return
         steps, seconds = state.global_step - self.first_step, time.monotonic() - self.started
         per_step = args.train_batch_size * args.gradient_accumulation_steps * args.world_size
-        figures = " ".join(f"{name} {value:.4g}" for name, value in logs.items() if name != "epoch")
+        figures = " ".join(f"{name} {value:.4g}" for name, value in logs.items() if _is_for_people(name))
         figures += f" | {steps * per_step / max(seconds, 1e-9):,.0f} sentences/s"
         if self.progress is not None:
             self.progress.update(self.task, figures=figures)
@@ -207,3 +210,7 @@ class SentenceProgress(TrainerCallback):
         """Close the bar."""
         if self.progress is not None:
             self.progress.stop()
+
+
+def _is_for_people(name: str) -> bool:
+    return name != "epoch" and not name.startswith(PREFIX)
