@@ -17,7 +17,7 @@ from distillabse.models.initialisation import _factorise, initialise_from_teache
 from distillabse.models.projection import projection_basis
 from distillabse.models.reduction import fit_reduction, load_reduction, reduced, save_reduction
 from distillabse.models.shape import TransformerShape, choose_layers, resolve_shape, transformer_shape
-from distillabse.models.student import _stock_model, build_student
+from distillabse.models.student import _new_model, build_student
 from distillabse.models.teacher import load_encoder, load_teacher, teacher_settings, transformer_of
 
 LABSE = TransformerShape(layers=12, hidden_size=768, intermediate_size=3072, attention_heads=12, embedding_size=768)
@@ -130,7 +130,7 @@ def test_factorise_is_the_best_product_of_its_rank():
 
 def test_equal_widths_carry_over_unchanged(teacher, sentences):
     model = transformer_of(teacher)
-    student = _stock_model(model, transformer_shape(model.config.to_dict()))
+    student = _new_model(model, transformer_shape(model.config.to_dict()), DenseStudentConfig())
     basis = initialise_from_teacher(student, model, [0, 1, 2, 3], DenseStudentConfig(), None)
     assert torch.equal(basis, torch.eye(32))
     batch = teacher.preprocess(sentences)
@@ -175,7 +175,8 @@ def test_roberta_positions_become_those_of_bert(tmp_path, teacher, sentences):
 
 def test_embeddings_are_the_projected_rows(teacher):
     counts = np.arange(len(teacher.tokenizer))
-    student = build_student(teacher, DenseStudentConfig(layers=2, hidden_size=16, projection="svd"), counts)
+    whole_blocks = DenseStudentConfig(layers=2, hidden_size=16, intermediate_size=64, projection="svd")
+    student = build_student(teacher, whole_blocks, counts)
     rows = transformer_of(teacher).embeddings.word_embeddings.weight.numpy()
     basis = projection_basis(rows, 16, "svd", counts)
     own = transformer_of(student).embeddings.word_embeddings.weight.detach().numpy()

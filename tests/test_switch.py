@@ -20,7 +20,7 @@ from distillabse.config import (
     TeacherConfig,
 )
 from distillabse.errors import ConfigurationError
-from distillabse.models import switch
+from distillabse.models import upcycling
 from distillabse.models.folder import save_encoder
 from distillabse.models.initialisation import sampled_states
 from distillabse.models.student import build_student
@@ -28,13 +28,13 @@ from distillabse.models.switch import (
     SwitchConfig,
     SwitchFeedForward,
     SwitchStudent,
-    averaged_expert,
     route,
     sparse_layers,
 )
 from distillabse.models.taps import shape_of
 from distillabse.models.teacher import load_encoder, load_teacher, transformer_of
 from distillabse.models.tokens import tokenise
+from distillabse.models.upcycling import FeedForward, averaged_expert, cluster_directions
 from distillabse.objectives.routing import load_balance, router_z
 from distillabse.training.data import PaddingCollator
 from distillabse.training.distiller import Distiller
@@ -238,10 +238,12 @@ def switch_student(teacher, **changes):
 
 def even_routers(monkeypatch):
     """Routers that know next to nothing: every expert has the same probability."""
-    monkeypatch.setattr(switch, "INITIAL_SCALE", 1e-16)
+    monkeypatch.setattr(upcycling, "ROUTER_LENGTH", 1e-7)
 
 
-@pytest.mark.parametrize("changes", [{}, {"hidden_size": 16, "head": "dense"}, {"embedding_size": 8}])
+@pytest.mark.parametrize(
+    "changes", [{}, {"hidden_size": 16, "intermediate_size": 64, "head": "dense"}, {"embedding_size": 8}]
+)
 def test_upcycled_from_whole_blocks_it_starts_as_the_dense_student(labse_folder, sentences, monkeypatch, changes):
     even_routers(monkeypatch)
     teacher = teacher_of(labse_folder)
@@ -254,33 +256,64 @@ def test_upcycled_from_whole_blocks_it_starts_as_the_dense_student(labse_folder,
     torch.testing.assert_close(gates, torch.full((50,), 0.25))
 
 
-def test_new_routers_spread_the_tokens_though_their_states_share_a_direction(encoder_folder):
-    teacher = teacher_of(encoder_folder)
-    states = sampled_states(transformer_of(teacher), None).after_attention
-    for index, layer in sparse_layers(transformer_of(switch_student(teacher))).items():
-        router, mean = layer.feed_forward.router.eval(), states[index].flatten(0, 1).mean(dim=0)
-        assert (router.weight @ mean).abs().max() < 1e-4 * mean.norm()
-        share = route(router(states[index].flatten(0, 1))).counts / (128 * 32)
-        assert share.min() > 0.05 and share.max() < 0.6
-        assert router.weight.norm() > 0.5 * math.sqrt(0.1 * 4) * 0.88
+def test_routers_start_at_clusters_and_spread_tokens_whose_states_share_a_direction():
+    generator = torch.Generator().manual_seed(5)
+    corners = torch.eye(4, 16)[torch.randint(4, (400,), generator=generator)]
+    common = torch.zeros(16)
+    common[9] = 20.0
+    states = 3 * corners + 0.1 * torch.randn(400, 16, generator=generator) + common
+    directions = cluster_directions(states, 4)
+    torch.testing.assert_close(directions.norm(dim=1), torch.ones(4))
+    assert (directions @ states.mean(dim=0)).abs().max() < 1e-3 * states.mean(dim=0).norm()
+    chosen = (states @ directions.T).argmax(dim=1)
+    for expert in range(4):
+        assert len(corners[chosen == expert].argmax(dim=1).unique()) == 1  # every cluster is one corner
 
 
-def test_experts_are_told_apart_by_noise_and_narrow_ones_take_the_strongest_neurons(encoder_folder, monkeypatch):
-    even_routers(monkeypatch)
+def test_a_narrowed_block_keeps_what_varies_and_the_mean_of_the_rest():
+    generator = torch.Generator().manual_seed(5)
+    inner, outer = torch.randn(6, 4, generator=generator), torch.randn(4, 6, generator=generator)
+    block = FeedForward(inner, torch.zeros(6), outer, torch.ones(4), nn.functional.gelu)
+    block.inner_bias[:3], block.inner_weight[:3] = 2.0, 1e-3 * inner[:3]  # nearly constant, however loud
+    states = torch.randn(200, 4, generator=generator)
+    neurons = block.neurons(states)
+    narrow = block.narrowed(neurons, 3)
+    torch.testing.assert_close(narrow.inner_weight, inner[3:])
+    torch.testing.assert_close(narrow.outer_bias, 1 + outer[:, :3] @ neurons[:, :3].mean(dim=0))
+    expected = neurons @ outer.T + 1
+    output = narrow.neurons(states) @ narrow.outer_weight.T + narrow.outer_bias
+    assert (output - expected).abs().max() < 0.03
+    assert block.narrowed(neurons, 6).outer_bias.tolist() == [1, 1, 1, 1]
+
+
+def test_narrow_experts_take_the_neurons_of_their_own_tokens(encoder_folder):
     teacher = teacher_of(encoder_folder)
     block = transformer_of(teacher).encoder.layer[1]
-    student = switch_student(teacher, expert_size=20, sparse_layers=[1], expert_noise=0.0)
-    experts = transformer_of(student).encoder.layer[1].feed_forward.experts
-    strength = block.intermediate.dense.weight.norm(dim=1) * block.output.dense.weight.norm(dim=0)
-    kept = strength.argsort(descending=True)[:20].sort().values
+    student = switch_student(teacher, expert_size=20, sparse_layers=[1])
+    feed_forward = transformer_of(student).encoder.layer[1].feed_forward
+    states = sampled_states(transformer_of(teacher), None).after_attention[1].flatten(0, 1)
+    chosen = feed_forward.router.eval()(states).argmax(dim=1)
+    gate = route(feed_forward.router(states)).gate.mean()
+    assert 0.3 < gate < 0.9
+    kept_by = []
     for expert in range(4):
-        torch.testing.assert_close(experts.inner_weight[expert].T, block.intermediate.dense.weight[kept])
-        torch.testing.assert_close(experts.outer_weight[expert].T, 4 * block.output.dense.weight[:, kept])
+        neurons = block.intermediate(states[chosen == expert])
+        strength = neurons.std(dim=0) * block.output.dense.weight.norm(dim=0)
+        kept = strength.argsort(descending=True)[:20].sort().values
+        kept_by.append(set(kept.tolist()))
+        torch.testing.assert_close(feed_forward.experts.inner_weight[expert].T, block.intermediate.dense.weight[kept])
+        torch.testing.assert_close(
+            feed_forward.experts.outer_weight[expert].T, block.output.dense.weight[:, kept] / gate
+        )
+    assert len(set().union(*kept_by)) > 24  # together they hold more of the teacher than one of them could
+
+
+def test_equal_experts_are_told_apart_by_noise(encoder_folder):
+    teacher = teacher_of(encoder_folder)
+    block = transformer_of(teacher).encoder.layer[1]
     noisy = transformer_of(switch_student(teacher, expert_noise=0.05)).encoder.layer[1].feed_forward.experts
-    difference = (noisy.inner_weight[0] - noisy.inner_weight[1]).std()
-    assert difference.item() == pytest.approx(
-        0.05 * math.sqrt(2) * block.intermediate.dense.weight.std().item(), rel=0.1
-    )
+    difference = (noisy.inner_weight[0] - noisy.inner_weight[1]).std().item()
+    assert difference == pytest.approx(0.05 * math.sqrt(2) * block.intermediate.dense.weight.std().item(), rel=0.1)
 
 
 def test_from_scratch_nothing_is_the_teachers(encoder_folder):
@@ -312,16 +345,16 @@ def test_back_to_dense_from_equal_experts_nothing_is_lost(labse_folder, sentence
 def test_the_average_of_experts_counts_tokens_and_gates():
     layer = SwitchStudent(settings()).encoder.layer[1].eval()
     nn.init.normal_(layer.feed_forward.router.weight, std=2.0)
-    attended = torch.randn(4, 9, HIDDEN)
-    logits = attended.flatten(0, 1) @ layer.feed_forward.router.weight.T
+    attended = torch.randn(36, HIDDEN)
+    logits = attended @ layer.feed_forward.router.weight.T
     experts = layer.feed_forward.experts
     inner, outer = torch.zeros(SIZE, HIDDEN), torch.zeros(HIDDEN, SIZE)
     for p in logits.softmax(dim=-1):
         inner += experts.inner_weight[p.argmax()].T / 36
         outer += p.max() * experts.outer_weight[p.argmax()].T / 36
     averaged = averaged_expert(layer, attended)
-    torch.testing.assert_close(averaged[0], inner)
-    torch.testing.assert_close(averaged[2], outer)
+    torch.testing.assert_close(averaged.inner_weight, inner)
+    torch.testing.assert_close(averaged.outer_weight, outer)
 
 
 def test_objectives_are_unchanged_and_the_routing_losses_reach_the_router(encoder_folder, sentences, monkeypatch):

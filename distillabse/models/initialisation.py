@@ -5,8 +5,8 @@ The student's token states live in the span of a few directions of the teacher's
 directions of the teacher's own token states, on sequences of tokens drawn by their frequency in the corpus. Every
 matrix that reads or writes token states is projected onto them. Inside a block the widths are reduced where they lose
 least: attention heads by the truncated SVD of their products W_q^T W_k and W_o W_v, feed-forward blocks by leaving out
-their smallest neurons. Layer normalisation does not commute with a projection, so its scale and bias are fitted to the
-teacher's states on the same sequences.
+the neurons that vary least, whose mean goes into the bias. Layer normalisation does not commute with a projection, so
+its scale and bias are fitted to the teacher's states on the same sequences.
 """
 
 from __future__ import annotations
@@ -19,15 +19,16 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
+from distillabse.config import SwitchStudentConfig, TrainedStudentConfig
 from distillabse.models.projection import projection_basis
-from distillabse.models.switch import SwitchLayer, averaged_expert
+from distillabse.models.switch import SwitchLayer
 from distillabse.models.taps import encoder_layers
+from distillabse.models.upcycling import FeedForward, averaged_expert, start_experts
 
 if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
-    from distillabse.config import TrainedStudentConfig
 
 _SAMPLED_SEQUENCES, _SAMPLED_TOKENS = 128, 32
 
@@ -70,7 +71,8 @@ def initialise_from_teacher(
     for target, table in (("word", words), ("position", positions), ("token_type", types)):
         getattr(student.embeddings, f"{target}_embeddings").weight.copy_(table @ narrow)
     for target, index in zip(encoder_layers(student), layers, strict=True):
-        _project_layer(encoder_layers(teacher)[index], target, basis, states.after_attention[index])
+        attended = states.after_attention[index].flatten(0, 1)
+        _project_layer(encoder_layers(teacher)[index], target, basis, attended, config)
     _fit(student, layers, basis, states)
     return basis
 
@@ -105,37 +107,31 @@ def first_position(model: Any) -> int:
     return 0 if padding is None else int(padding) + 1
 
 
-def strongest_neurons(inner: Tensor, outer: Tensor, count: int) -> Tensor:
-    """Those that write most, in their order: int64 [at most `count`].
-
-    Args:
-        inner: what the neurons read, [neurons, width].
-        outer: what they write, [width, neurons].
-        count: how many are wanted.
-    """
-    strength: Tensor = inner.norm(dim=1) * outer.norm(dim=0)
-    return strength.topk(min(count, len(inner))).indices.sort().values
-
-
-def _project_layer(source: Any, target: Any, basis: Tensor, attended: Tensor) -> None:
+def _project_layer(source: Any, target: Any, basis: Tensor, attended: Tensor, student: TrainedStudentConfig) -> None:
+    """`attended` are the teacher's states that go into the feed-forward block, [tokens, teacher's hidden size]."""
     _project_attention(source.attention, target.attention, basis)
-    inner_weight, inner_bias, outer_weight, outer_bias = _feed_forward_weights(source, attended)
-    into, out = inner_weight @ basis, basis.T @ outer_weight
-    kept = strongest_neurons(into, out, target.intermediate.dense.out_features)
+    block = _feed_forward(source, attended).projected(basis)
+    if isinstance(target, SwitchLayer):
+        assert isinstance(student, SwitchStudentConfig)
+        start_experts(target.feed_forward, block, attended @ basis, student.expert_noise)
+        return
+    size = target.intermediate.dense.out_features
+    narrow = block.narrowed(block.neurons(attended @ basis), size)
+    kept = len(narrow.inner_bias)
     # More neurons than the teacher's: the new ones start with random inputs and say nothing yet.
     target.output.dense.weight.zero_()
-    target.intermediate.dense.weight[: len(kept)] = into[kept]
-    target.intermediate.dense.bias[: len(kept)] = inner_bias[kept]
-    target.output.dense.weight[:, : len(kept)] = out[:, kept]
-    target.output.dense.bias.copy_(outer_bias @ basis)
+    target.intermediate.dense.weight[:kept] = narrow.inner_weight
+    target.intermediate.dense.bias[:kept] = narrow.inner_bias
+    target.output.dense.weight[:, :kept] = narrow.outer_weight
+    target.output.dense.bias.copy_(narrow.outer_bias)
 
 
-def _feed_forward_weights(layer: Any, attended: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Weight and bias of the inner projection, then of the outer one; experts count as their average."""
+def _feed_forward(layer: Any, attended: Tensor) -> FeedForward:
+    """The weights of a layer's block; experts count as their average."""
     if isinstance(layer, SwitchLayer):
         return averaged_expert(layer, attended)
     inner, outer = layer.intermediate.dense, layer.output.dense
-    return inner.weight, inner.bias, outer.weight, outer.bias
+    return FeedForward(inner.weight, inner.bias, outer.weight, outer.bias, layer.intermediate.intermediate_act_fn)
 
 
 def _project_attention(source: Any, target: Any, basis: Tensor) -> None:
@@ -190,8 +186,17 @@ def _fit(student: Any, layers: list[int], basis: Tensor, states: States) -> None
         given, attended = states.inputs[index] @ basis, states.after_attention[index] @ basis
         attention = target.attention.self(given)[0]
         _fit_layer_norm(target.attention.output, target.attention.output.LayerNorm, (attention, given), attended)
-        inner = target.intermediate(attended)
+        inner = _inner(target, attended)
         _fit_layer_norm(target.output, target.output.LayerNorm, (inner, attended), states.outputs[index] @ basis)
+
+
+def _inner(layer: Any, attended: Tensor) -> Tensor:
+    """What goes into the layer's last block, whose residual is `attended`, [batch, tokens, width]."""
+    if isinstance(layer, SwitchLayer):
+        experts: Tensor = layer.feed_forward(attended, torch.ones_like(attended[..., 0], dtype=torch.bool))
+        return experts
+    neurons: Tensor = layer.intermediate(attended)
+    return neurons
 
 
 def _sampled_ids(rows: int, counts: NDArray[np.int64] | None, padding: int | None) -> Tensor:

@@ -12,10 +12,9 @@ from torch import Tensor, nn
 from distillabse.config import SwitchStudentConfig, TrainedStudentConfig
 from distillabse.models.initialisation import first_position, initialise_from_teacher
 from distillabse.models.shape import TransformerShape, resolve_shape, transformer_shape
-from distillabse.models.switch import sparse_layers
+from distillabse.models.switch import SwitchConfig, SwitchStudent, sparse_layers
 from distillabse.models.taps import encoder_layers
 from distillabse.models.teacher import transformer_of, with_modules
-from distillabse.models.upcycling import upcycled
 
 if TYPE_CHECKING:
     import numpy as np
@@ -30,7 +29,7 @@ def build_student(
 
     A dense student is a stock transformers model in a SentenceTransformer, so nobody needs this package to load it: the
     teacher's own class where only layers are left out, else BertModel, or ElectraModel where its embeddings are
-    narrower than its hidden size. A Switch student is made from such a dense one. Either ends with L2 normalisation.
+    narrower than its hidden size. A Switch student has a class of its own. Either ends with L2 normalisation.
 
     Args:
         teacher: what it starts from.
@@ -53,13 +52,11 @@ def build_student(
         _keep_layers(transformer.auto_model, layers)
         _set_dropout(transformer.auto_model, config.dropout)
     else:
-        student_model = _stock_model(model, shape).to(model.device)
+        student_model = _new_model(model, shape, config).to(model.device)
         basis = torch.eye(own_shape.hidden_size, shape.hidden_size, device=model.device)
         if config.initialisation == "teacher":
             basis = initialise_from_teacher(student_model, model, layers, config, token_counts)
         _set_dropout(student_model, config.dropout)
-        if isinstance(config, SwitchStudentConfig):
-            student_model = upcycled(student_model, config, token_counts)
         # The tokenizer and its settings are copied, the teacher's model is not.
         transformer = copy.deepcopy(teacher[0], {id(model): student_model})
     pooling = next(module for module in teacher if isinstance(module, Pooling))
@@ -85,8 +82,8 @@ def with_unit_vectors(encoder: SentenceTransformer) -> SentenceTransformer:
     return encoder
 
 
-def _stock_model(teacher: Any, shape: TransformerShape) -> Any:
-    """BertModel or ElectraModel of a shape, with random weights and whatever else is the teacher's."""
+def _new_model(teacher: Any, shape: TransformerShape, config: TrainedStudentConfig) -> Any:
+    """BertModel, ElectraModel or SwitchStudent of a shape, with random weights and whatever else is the teacher's."""
     from transformers import BertConfig, BertModel, ElectraConfig, ElectraModel
 
     settings = {
@@ -101,6 +98,18 @@ def _stock_model(teacher: Any, shape: TransformerShape) -> Any:
         "hidden_act": teacher.config.hidden_act,
         "pad_token_id": teacher.config.pad_token_id,
     }
+    if isinstance(config, SwitchStudentConfig):
+        sparse = SwitchConfig(
+            **settings,
+            embedding_size=shape.embedding_size,
+            sparse_layers=config.sparse_layer_indices,
+            num_experts=config.experts,
+            expert_size=config.expert_size or shape.intermediate_size,
+            capacity_factor=config.capacity_factor,
+            router_jitter=config.router_jitter,
+            expert_dropout=config.expert_dropout,
+        )
+        return SwitchStudent(sparse)
     if shape.embedding_size < shape.hidden_size:
         return ElectraModel(ElectraConfig(embedding_size=shape.embedding_size, **settings))
     return BertModel(BertConfig(**settings))
@@ -155,6 +164,8 @@ def _set_dropout(model: Any, probability: float) -> None:
     for module in model.modules():
         if isinstance(module, nn.Dropout):
             module.p = probability
+    for layer in sparse_layers(model).values():
+        layer.feed_forward.experts.dropout.p = model.config.expert_dropout
 
 
 def _freeze_pooler(model: Any) -> None:

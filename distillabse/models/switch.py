@@ -278,31 +278,6 @@ def sparse_layers(model: Any) -> dict[int, SwitchLayer]:
     return {index: layer for index, layer in enumerate(layers) if isinstance(layer, SwitchLayer)}
 
 
-@torch.no_grad()
-def averaged_expert(layer: SwitchLayer, attended: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """One dense block for a sparse layer: its experts averaged by their share of the tokens, outputs gated.
-
-    Experts that were upcycled from one block lie close enough together for their mean to mean something.
-
-    Args:
-        layer: the sparse layer.
-        attended: what goes into its experts, [batch, tokens, hidden size].
-
-    Returns:
-        Weight [expert size, hidden size] and bias of the inner projection, then of the outer one.
-    """
-    experts = layer.feed_forward.experts
-    logits = layer.feed_forward.router(attended.flatten(0, 1))
-    chosen = nn.functional.one_hot(logits.argmax(dim=-1), logits.shape[1]).float()
-    share, gate = chosen.mean(dim=0), (chosen * logits.softmax(dim=-1)).mean(dim=0)
-    return (
-        torch.einsum("e,ehi->ih", share, experts.inner_weight),
-        torch.einsum("e,ei->i", share, experts.inner_bias),
-        torch.einsum("e,eih->hi", gate, experts.outer_weight),
-        torch.einsum("e,eh->h", gate, experts.outer_bias),
-    )
-
-
 def _truncated_normal(weight: Tensor, inputs: int) -> None:
     """Standard deviation sqrt(s / inputs), s = 0.1, cut at two of them (section 2.4)."""
     deviation = math.sqrt(INITIAL_SCALE / inputs)

@@ -1,89 +1,129 @@
-"""Experts made from a dense student's feed-forward blocks.
+"""Experts made from a teacher's feed-forward block (sparse upcycling, Komatsuzaki et al. 2022, arXiv:2212.05055).
 
-Sparse upcycling (Komatsuzaki et al. 2022, arXiv:2212.05055): each expert starts as a copy of the dense block, and only
-the router is new. Its probabilities are far below 1 at first, about one over the number of experts, so the experts'
-outputs are scaled by the reciprocal of their mean: the student starts as the dense one, not with its blocks faded out.
+Where an expert is as wide as the block, it starts as a copy of it. Where it is narrower, it takes the neurons that its
+own tokens need (MoEfication, Zhang et al. 2022, arXiv:2110.01786): the token states are clustered, the router's rows
+are the centres of the clusters, and each expert keeps the neurons that vary most on its cluster. The router's
+probabilities are well below 1 at first, so the experts' outputs are scaled by the reciprocal of their mean: the student
+starts with the whole of its blocks, not with faded ones.
 """
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from collections.abc import Callable
+from typing import NamedTuple
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
-from distillabse.models.initialisation import sampled_states, strongest_neurons
-from distillabse.models.switch import Experts, SwitchConfig, SwitchStudent, route
-from distillabse.models.taps import encoder_layers
+from distillabse.models.switch import SwitchFeedForward, SwitchLayer, route
 
-if TYPE_CHECKING:
-    import numpy as np
-    from numpy.typing import NDArray
+ROUTER_LENGTH = 2.0
 
-    from distillabse.config import SwitchStudentConfig
+
+class FeedForward(NamedTuple):
+    """One block: inner weight [neurons, width] and bias [neurons], activation, outer [width, neurons] and [width]."""
+
+    inner_weight: Tensor
+    inner_bias: Tensor
+    outer_weight: Tensor
+    outer_bias: Tensor
+    activation: Callable[[Tensor], Tensor]
+
+    def projected(self, basis: Tensor) -> FeedForward:
+        """The same block on states @ basis, for a basis [width, narrower width]."""
+        return self._replace(
+            inner_weight=self.inner_weight @ basis,
+            outer_weight=basis.T @ self.outer_weight,
+            outer_bias=self.outer_bias @ basis,
+        )
+
+    def neurons(self, states: Tensor) -> Tensor:
+        """[tokens, width] -> [tokens, neurons], after the activation."""
+        return self.activation(nn.functional.linear(states, self.inner_weight, self.inner_bias))
+
+    def narrowed(self, neurons: Tensor, size: int) -> FeedForward:
+        """The `size` neurons whose output varies most; the mean output of the others goes into the bias.
+
+        Args:
+            neurons: their values on a sample of tokens, [tokens, neurons].
+            size: how many to keep, in their order; all where there are no more.
+        """
+        strength = neurons.std(dim=0) * self.outer_weight.norm(dim=0)
+        kept = strength.topk(min(size, len(strength))).indices.sort().values
+        mean = neurons.mean(dim=0)
+        mean[kept] = 0.0
+        return self._replace(
+            inner_weight=self.inner_weight[kept],
+            inner_bias=self.inner_bias[kept],
+            outer_weight=self.outer_weight[:, kept],
+            outer_bias=self.outer_bias + self.outer_weight @ mean,
+        )
 
 
 @torch.no_grad()
-def upcycled(dense: Any, student: SwitchStudentConfig, counts: NDArray[np.int64] | None = None) -> SwitchStudent:
-    """A Switch student with the weights of a dense one; with random initialisation its experts are new.
+def start_experts(block: SwitchFeedForward, source: FeedForward, states: Tensor, noise: float) -> None:
+    """Give a block's router and experts their first weights.
 
     Args:
-        dense: BertModel or ElectraModel; not changed.
-        student: experts, sparse layers, noise.
-        counts: how often the corpus uses each row of the vocabulary, int64 [rows]; for the scale of the experts.
+        block: what to fill.
+        source: the dense block, as wide outside as `block`.
+        states: what goes into the block, on a sample of tokens, [tokens, width].
+        noise: Gaussian, in standard deviations of each weight, so that equal experts grow apart.
     """
-    switch: SwitchStudent = SwitchStudent(_switch_config(dense, student)).to(dense.device)
-    own = switch.state_dict()
-    switch.load_state_dict({**own, **{name: value for name, value in dense.state_dict().items() if name in own}})
-    if student.initialisation == "teacher":
-        attended = sampled_states(dense, counts).after_attention
-        for index in student.sparse_layer_indices:
-            layer: Any = switch.encoder.layer[index]
-            tokens = attended[index].flatten(0, 1)
-            router = layer.feed_forward.router.eval()
-            router.weight.copy_(_without_direction(router.weight, tokens.mean(dim=0)))
-            gate = route(router(tokens)).gate.mean()
-            _start_from(encoder_layers(dense)[index], layer.feed_forward.experts, student.expert_noise, gate)
-    switch.train(dense.training)
-    return switch
+    experts = block.experts
+    count, _, size = experts.inner_weight.shape
+    block.router.weight.copy_(ROUTER_LENGTH * cluster_directions(states, count))
+    chosen, gate = _choices(block, states)
+    neurons = source.neurons(states)
+    for index in range(count):
+        mine = chosen == index
+        # A cluster of a few tokens says nothing about neurons.
+        narrow = source.narrowed(neurons[mine] if mine.sum() >= size else neurons, size)
+        for target, value in (
+            (experts.inner_weight[index], narrow.inner_weight.T),
+            (experts.inner_bias[index], narrow.inner_bias),
+            (experts.outer_weight[index], narrow.outer_weight.T / gate),
+            (experts.outer_bias[index], narrow.outer_bias / gate),
+        ):
+            target.copy_(value + noise * value.std() * torch.randn_like(value))
 
 
-def _switch_config(dense: Any, student: SwitchStudentConfig) -> SwitchConfig:
-    inherited = {
-        name: getattr(dense.config, name)
-        for name in (
-            "vocab_size", "hidden_size", "num_hidden_layers", "num_attention_heads", "intermediate_size", "hidden_act",
-            "hidden_dropout_prob", "attention_probs_dropout_prob", "max_position_embeddings", "type_vocab_size",
-            "layer_norm_eps", "pad_token_id",
-        )
-    }  # fmt: skip
-    return SwitchConfig(
-        **inherited,
-        embedding_size=dense.embeddings.word_embeddings.embedding_dim,
-        sparse_layers=student.sparse_layer_indices,
-        num_experts=student.experts,
-        expert_size=student.expert_size or dense.config.intermediate_size,
-        capacity_factor=student.capacity_factor,
-        router_jitter=student.router_jitter,
-        expert_dropout=student.expert_dropout,
+def cluster_directions(states: Tensor, count: int) -> Tensor:
+    """Unit vectors [count, width] to the clusters of token states [tokens, width] (k-means of their directions).
+
+    They stand at right angles to the mean state: what all tokens share must not send them all to one expert.
+    """
+    from sklearn.cluster import KMeans
+
+    mean = nn.functional.normalize(states.mean(dim=0), dim=0)
+    unit = nn.functional.normalize(states - (states @ mean)[:, None] * mean, dim=1)
+    centres = KMeans(count, random_state=0).fit(unit.cpu().numpy()).cluster_centers_
+    return nn.functional.normalize(torch.from_numpy(centres).to(states), dim=1)
+
+
+def averaged_expert(layer: SwitchLayer, attended: Tensor) -> FeedForward:
+    """One dense block for a sparse layer: its experts averaged by their share of the tokens, outputs gated.
+
+    Experts that were upcycled from one block lie close enough together for their mean to mean something.
+
+    Args:
+        layer: the sparse layer.
+        attended: what goes into its experts, [tokens, hidden size].
+    """
+    experts = layer.feed_forward.experts
+    logits = layer.feed_forward.router(attended)
+    chosen = nn.functional.one_hot(logits.argmax(dim=-1), logits.shape[1]).float()
+    share, gate = chosen.mean(dim=0), (chosen * logits.softmax(dim=-1)).mean(dim=0)
+    return FeedForward(
+        torch.einsum("e,ehi->ih", share, experts.inner_weight),
+        torch.einsum("e,ei->i", share, experts.inner_bias),
+        torch.einsum("e,eih->hi", gate, experts.outer_weight),
+        torch.einsum("e,eh->h", gate, experts.outer_bias),
+        experts.activation,
     )
 
 
-def _without_direction(rows: Tensor, direction: Tensor) -> Tensor:
-    """Rows at right angles to `direction`: what all token states share must not send them all to one expert."""
-    unit = direction / direction.norm()
-    rest: Tensor = rows - (rows @ unit)[:, None] * unit
-    return rest
-
-
-def _start_from(source: Any, experts: Experts, noise: float, gate: Tensor) -> None:
-    """Every expert takes the strongest neurons of a dense layer's block, as many as it is wide, each with its noise."""
-    inner, outer = source.intermediate.dense, source.output.dense
-    kept = strongest_neurons(inner.weight, outer.weight, experts.inner_weight.shape[2])
-    for target, value in (
-        (experts.inner_weight, inner.weight[kept].T),
-        (experts.inner_bias, inner.bias[kept]),
-        (experts.outer_weight, outer.weight[:, kept].T / gate),
-        (experts.outer_bias, outer.bias / gate),
-    ):
-        target.copy_(value + noise * value.std() * torch.randn_like(target))
+def _choices(block: SwitchFeedForward, states: Tensor) -> tuple[Tensor, Tensor]:
+    """The expert of each token, int64 [tokens], and the mean probability of a chosen expert."""
+    logits = block.router.eval()(states)
+    return logits.argmax(dim=-1), route(logits).gate.mean()
