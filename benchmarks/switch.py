@@ -102,18 +102,22 @@ def alternate(steps: dict[str, Callable[[], None]], rounds: int) -> dict[str, An
     }
 
 
-def student_of(size: int, **student: Any) -> Any:
-    """An upcycled 3x384 student of MiniLM, as a sentence encoder."""
+def student_of(texts: list[str], size: int, **student: Any) -> Any:
+    """An upcycled 3x384 student of MiniLM, as a sentence encoder, with routers made for the tokens of `texts`."""
+    import numpy as np
     import torch
 
     from distillabse.config import PACKAGED_TEACHER, DenseStudentConfig, SwitchStudentConfig, TeacherConfig
     from distillabse.models.student import build_student
     from distillabse.models.teacher import load_teacher
+    from distillabse.models.tokens import tokenise
 
     torch.manual_seed(SEED)
     shape = {"layers": 3, "intermediate_size": size, "freeze_embeddings": True, **student}
     config = SwitchStudentConfig(**shape) if "experts" in student else DenseStudentConfig(**shape)
-    return build_student(load_teacher(TeacherConfig(model=PACKAGED_TEACHER)), config)
+    teacher = load_teacher(TeacherConfig(model=PACKAGED_TEACHER))
+    counts = np.bincount(np.concatenate(tokenise(teacher, texts)), minlength=len(teacher.tokenizer))
+    return build_student(teacher, config, counts)
 
 
 def batches(encoder: Any, texts: list[str]) -> list[dict[str, Any]]:
@@ -136,7 +140,7 @@ def block_steps(texts: list[str], experts: int, size: int, bf16: bool) -> dict[s
     from distillabse.models.initialisation import sampled_states
     from distillabse.models.teacher import transformer_of
 
-    encoder = student_of(size, experts=experts, sparse_layers=[1]).train()
+    encoder = student_of(texts, size, experts=experts, sparse_layers=[1]).train()
     model = transformer_of(encoder)
     mask = batches(encoder, texts)[8]["attention_mask"].bool()
     states = sampled_states(model, None).after_attention[1][: mask.shape[0], : mask.shape[1]].clone().requires_grad_()
@@ -169,7 +173,7 @@ def student_steps(texts: list[str], experts: int, size: int, bf16: bool) -> dict
     from distillabse.models.teacher import transformer_of
 
     def step(kind: type | None) -> Callable[[], None]:
-        encoder = student_of(size, experts=experts, sparse_layers="all").train()
+        encoder = student_of(texts, size, experts=experts, sparse_layers="all").train()
         for layer in sparse_layers(transformer_of(encoder)).values():
             if kind is not None:
                 layer.feed_forward.__class__ = kind
@@ -264,7 +268,7 @@ def onnx_of_size(size: int, texts: list[str], rounds: int) -> dict[str, Any]:
     engines = []
     with tempfile.TemporaryDirectory() as temporary:
         for name, settings in students.items():
-            encoder, folder = student_of(size, **settings).eval(), Path(temporary) / name
+            encoder, folder = student_of(texts, size, **settings).eval(), Path(temporary) / name
             folder.mkdir()
             write_bundle(encoder, folder, ExportConfig(), {})
             engines += [Engine(f"{name} {precision}", "onnx", folder, file) for precision, file in files.items()]

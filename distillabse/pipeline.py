@@ -12,7 +12,7 @@ from typing import Any
 
 import yaml
 
-from distillabse.config import JobConfig, TrainedStudentConfig
+from distillabse.config import JobConfig, SwitchStudentConfig, TrainedStudentConfig
 from distillabse.corpus.build import corpus_stage
 from distillabse.environment import check_onnxruntime, describe_environment, require_device
 from distillabse.errors import ConfigurationError, InputError
@@ -141,6 +141,7 @@ def prepare(config: JobConfig) -> RunFolder:
     check_onnxruntime()
     require_device(config.bench.device)
     require_fitting_shapes(config)
+    require_one_process(config)
     run = RunFolder(config.run_folder)
     write_config(config, run)
     write_json(
@@ -177,6 +178,22 @@ def require_fitting_shapes(config: JobConfig) -> None:
     if config.assistant is not None:
         shape, _ = resolve_shape(config.assistant.student, shape)
     resolve_shape(config.student, shape)
+
+
+def require_one_process(config: JobConfig) -> None:
+    """Refuse experts that are spread over processes: the stages of a job run in one.
+
+    Raises:
+        ConfigurationError: names the key and the remedy.
+    """
+    students = (config.student, config.assistant.student if config.assistant else None)
+    sizes = [student.expert_parallel_size for student in students if isinstance(student, SwitchStudentConfig)]
+    size = max(sizes, default=1)
+    if size > 1:
+        raise ConfigurationError(
+            f"student.expert_parallel_size: {size} needs as many processes, and a job runs in one. Set 1, or spread "
+            "experts in a DeepSpeed script of your own with distillabse.training.expert_parallel (docs/switch.md)."
+        )
 
 
 def _before(name: str, config: JobConfig) -> list[str]:

@@ -325,6 +325,13 @@ def test_from_scratch_nothing_is_the_teachers(encoder_folder):
     assert not torch.allclose(own, teachers, atol=0.1)
 
 
+def test_experts_with_another_activation_are_refused(encoder_folder):
+    teacher = teacher_of(encoder_folder)
+    transformer_of(teacher).config.hidden_act = "relu"
+    with pytest.raises(ConfigurationError, match=r"exact GELU.*'relu'"):
+        switch_student(teacher)
+
+
 def test_a_saved_switch_student_is_an_encoder(encoder_folder, tmp_path, sentences):
     student = switch_student(teacher_of(encoder_folder), layers=2, sparse_layers="every_other", expert_noise=0.1).eval()
     save_encoder(student, tmp_path)

@@ -11,9 +11,11 @@ from onnx import numpy_helper
 from distillabse import layout
 from distillabse.config import ExportConfig, SwitchStudentConfig, TeacherConfig
 from distillabse.encoder import Encoder, session
+from distillabse.errors import ConfigurationError
+from distillabse.evaluation.bench import count_active_parameters, count_parameters
 from distillabse.evaluation.fidelity import row_cosines
 from distillabse.export.bundle import write_bundle
-from distillabse.export.graph import count_after_optimisation
+from distillabse.export.graph import count_after_optimisation, export_graph
 from distillabse.export.switch import count_expert_products, expert_products, routers
 from distillabse.export.verify import onnx_invariance, verify_files
 from distillabse.models.student import build_student
@@ -69,6 +71,16 @@ def test_fp32_graph_equals_torch_for_any_shape(exported, batch, tokens):
     states, vectors = session(bundle / layout.ONNX_FP32).run(None, {"input_ids": ids, "attention_mask": mask})
     np.testing.assert_allclose(vectors, features["sentence_embedding"], atol=1e-4)
     np.testing.assert_allclose(states, features["token_embeddings"], atol=1e-4)
+
+
+@pytest.mark.parametrize("opset", [17, 23])
+def test_other_operator_sets_give_the_same_vectors(exported, tmp_path, opset):
+    encoder, bundle = exported
+    export_graph(encoder, tmp_path / "model.onnx", opset)
+    ids, mask = random_batch(3, 7)
+    inputs = {"input_ids": ids, "attention_mask": mask}
+    expected = session(bundle / layout.ONNX_FP32).run(None, inputs)[1]
+    np.testing.assert_allclose(session(tmp_path / "model.onnx").run(None, inputs)[1], expected, atol=1e-5)
 
 
 def test_every_experts_weights_are_in_the_graph(exported):
@@ -183,6 +195,8 @@ def test_a_switch_job_runs_from_corpus_to_report(job_folder):
     assert sum(logged[0][f"router/layer_1/load_expert_{expert}"] for expert in range(4)) == pytest.approx(1)
     assert 'aria-label="Load of the experts by training step"' in run.report_html.read_text()
     card = (run.bundle / layout.MODEL_CARD).read_text()
+    assert count_parameters(encoder) - count_active_parameters(encoder) == 3 * (32 * 24 + 24 + 24 * 32 + 32)
+    assert f"passes through {count_active_parameters(encoder):,} parameters" in card
     assert "import distillabse.models.switch" in card and "layers 1 have 4 experts of width 24" in card
     _, broken = verify_files(run.bundle, config.model_copy(deep=True))
     assert all(gate.passed for gate in broken)
@@ -216,3 +230,22 @@ def test_one_job_trains_a_switch_assistant_and_distils_it_back_to_dense(job_fold
     dense = transformer_of(load_encoder(str(run.bundle)))
     assert type(dense).__name__ == "BertModel" and dense.config.intermediate_size == 24
     assert "Switch" in (run.bundle / layout.MODEL_CARD).read_text()
+
+
+def test_experts_over_several_processes_are_refused_before_any_stage(job_folder):
+    from tiny import tiny_job
+
+    student = {"kind": "switch", "layers": 2, "experts": 4, "expert_parallel_size": 2}
+    config = validate(tiny_job(job_folder, "parallel", student=student, objectives=[{"kind": "cosine"}, ROUTING]))
+    with pytest.raises(ConfigurationError, match=r"expert_parallel_size: 2 needs as many processes.*Set 1"):
+        run_job(config)
+    assert not config.run_folder.exists()
+
+
+def test_an_expert_wider_than_the_block_it_starts_from_is_refused_before_any_stage(job_folder):
+    from tiny import tiny_job
+
+    student = {"kind": "switch", "layers": 2, "expert_size": 65}
+    config = validate(tiny_job(job_folder, "wide", student=student, objectives=[{"kind": "cosine"}, ROUTING]))
+    with pytest.raises(ConfigurationError, match=r"expert_size: 65 is wider than the teacher's .* of 64"):
+        run_job(config)

@@ -142,7 +142,7 @@ class SwitchStudentConfig(TrainedStudentConfig):
     expert_size: Width | None = Field(
         None,
         description="Width inside an expert; by default intermediate_size, so that every layer costs the same. "
-        "A narrower expert starts from a slice of the teacher's feed-forward block.",
+        "Experts narrower than the teacher's feed-forward block start from the neurons that their own tokens need.",
     )
     expert_noise: float = Field(
         0.01,
@@ -184,11 +184,6 @@ class SwitchStudentConfig(TrainedStudentConfig):
                     f"sparse_layers: {self.sparse_layers} must name layers of the student, each once; its layers are "
                     f"0 to {self.depth - 1}"
                 )
-        if self.expert_size and self.intermediate_size and self.expert_size > self.intermediate_size:
-            raise ValueError(
-                f"expert_size: {self.expert_size} is wider than intermediate_size {self.intermediate_size}, a slice of "
-                "which every expert starts from; choose at most that"
-            )
         return self
 
     @property

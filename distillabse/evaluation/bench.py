@@ -53,9 +53,13 @@ def bench_stage(config: JobConfig, run: RunFolder) -> None:
             engines.append(Engine(INT8, "onnx", run.bundle, int8_file(config.export.int8)))
             sizes["int8"] = graph_bytes(run.bundle / int8_file(config.export.int8))
         result = measure(engines, texts, config.bench, config.seed, baselines=(TEACHER_TORCH, TEACHER_ONNX))
+    student = load_encoder(str(run.bundle))
+    parameters = {"teacher": count_parameters(teacher), "student": count_parameters(student)}
+    if (active := count_active_parameters(student)) < parameters["student"]:
+        parameters["student_active"] = active
     result.update(
         size_bytes=sizes,
-        parameters={"teacher": count_parameters(teacher), "student": count_parameters(load_encoder(str(run.bundle)))},
+        parameters=parameters,
         random_weights=config.teacher.random_weights,
         environment=describe_environment(),
     )
@@ -71,3 +75,13 @@ def graph_bytes(graph: Path) -> int:
 def count_parameters(encoder: SentenceTransformer | Any) -> int:
     """Parameters that take part in the sentence vector: BERT's own pooler does not."""
     return sum(parameter.numel() for name, parameter in encoder.named_parameters() if ".pooler." not in name)
+
+
+def count_active_parameters(encoder: SentenceTransformer | Any) -> int:
+    """The same, but of the experts of each sparse layer only the one that a token uses."""
+    from distillabse.models.switch import sparse_layers
+    from distillabse.models.teacher import transformer_of
+
+    stacks = [layer.feed_forward.experts for layer in sparse_layers(transformer_of(encoder)).values()]
+    idle = sum(weights.numel() - weights[0].numel() for stack in stacks for weights in stack.parameters())
+    return count_parameters(encoder) - idle

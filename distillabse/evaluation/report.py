@@ -75,6 +75,7 @@ def collect(run: RunFolder) -> dict[str, Any]:
     bench = _product_of("bench", run.measurements)
     job = load_config(run.config)
     parameters = bench.get("parameters", {})
+    active = {"active_parameters": parameters["student_active"]} if "student_active" in parameters else {}
     report: dict[str, Any] = {
         "name": job.name,
         "config_hash": config_hash(job),
@@ -84,7 +85,7 @@ def collect(run: RunFolder) -> dict[str, Any]:
             "revision": job.teacher.revision,
             "parameters": parameters.get("teacher"),
         },
-        "student": {**_shape(run, job), "parameters": parameters.get("student")},
+        "student": {**_shape(run, job), "parameters": parameters.get("student"), **active},
         "size_bytes": {key: bench["size_bytes"].get(key) for key in ("teacher", "fp32", "int8")},
         "fidelity": _per_set(verify, lambda row: {key: row.get(key) for key in FIDELITY_KEYS}),
         "slices": _per_set(verify, lambda row: row.get("slices", {})),

@@ -74,9 +74,9 @@ def resolve_shape(student: TrainedStudentConfig, teacher: TransformerShape) -> t
         attention_heads=_attention_heads(student, hidden, teacher),
         embedding_size=embedding,
     )
-    _require_slices(student, shape)
     if student.initialisation == "random":
         return shape, []
+    _require_slices(student, shape, teacher)
     return shape, choose_layers(student.layers, teacher.layers, student.layer_choice)
 
 
@@ -120,10 +120,13 @@ def _attention_heads(student: TrainedStudentConfig, hidden: int, teacher: Transf
     return heads
 
 
-def _require_slices(student: TrainedStudentConfig, shape: TransformerShape) -> None:
-    """An expert starts from a slice of a feed-forward block, so it is no wider than that."""
-    if isinstance(student, SwitchStudentConfig) and (student.expert_size or 0) > shape.intermediate_size:
-        raise ConfigurationError(
-            f"student.expert_size: {student.expert_size} is wider than the student's intermediate size "
-            f"{shape.intermediate_size}; choose at most that, or set student.intermediate_size."
-        )
+def _require_slices(student: TrainedStudentConfig, shape: TransformerShape, teacher: TransformerShape) -> None:
+    """An expert starts from the teacher's feed-forward block, so it is no wider than that."""
+    if isinstance(student, SwitchStudentConfig):
+        size = student.expert_size or shape.intermediate_size
+        if size > teacher.intermediate_size:
+            raise ConfigurationError(
+                f"student.expert_size: {size} is wider than the teacher's feed-forward block of "
+                f"{teacher.intermediate_size}, from which experts start; choose at most that, or set "
+                "student.initialisation: random."
+            )

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from distillabse.config import SwitchStudentConfig, TrainedStudentConfig
+from distillabse.errors import ConfigurationError
 from distillabse.models.initialisation import first_position, initialise_from_teacher
 from distillabse.models.shape import TransformerShape, resolve_shape, transformer_shape
 from distillabse.models.switch import SwitchConfig, SwitchStudent, sparse_layers
@@ -37,7 +38,8 @@ def build_student(
         token_counts: how often the corpus uses each row of the vocabulary, int64 [rows]; weighs the projection.
 
     Raises:
-        ConfigurationError: widths that do not fit, a layer that the teacher lacks, or a teacher not built like BERT.
+        ConfigurationError: widths that do not fit, a layer that the teacher lacks, a teacher not built like BERT, or
+            for a Switch student one whose activation is not GELU.
     """
     from sentence_transformers.sentence_transformer.modules import Normalize, Pooling
 
@@ -99,6 +101,11 @@ def _new_model(teacher: Any, shape: TransformerShape, config: TrainedStudentConf
         "pad_token_id": teacher.config.pad_token_id,
     }
     if isinstance(config, SwitchStudentConfig):
+        if teacher.config.hidden_act != "gelu":
+            raise ConfigurationError(
+                f"student.kind: switch has experts with the exact GELU, and this teacher's activation is "
+                f"{teacher.config.hidden_act!r}. Set student.kind: dense, or choose a teacher with GELU."
+            )
         sparse = SwitchConfig(
             **settings,
             embedding_size=shape.embedding_size,
