@@ -4,8 +4,9 @@
 
 The teacher is all-MiniLM-L6-v2, the students have three layers, and a token passes feed-forward blocks of width 384,
 a quarter of the teacher's: one block (dense), or one of 4 or 8 experts. A seed also chooses the sentences and the
-split, so differences are paired: between students of one seed, sentence by sentence. One more stands beside them: a
-dense student distilled from the trained Switch student. All cosines are to MiniLM's vectors, in PyTorch.
+split, so differences are paired: between students of one seed, sentence by sentence. Two more stand beside them: a
+dense student with blocks twice as wide, and one distilled from the trained Switch student. All cosines are to MiniLM's
+vectors, in PyTorch.
 
 `--data` holds mono_train/en.tsv.gz, parallel_train/*.tsv.gz, and under eval/ banking77.tsv.gz and
 tweeteval_emotion.tsv.gz. What is trained already is not trained again; with `--only`, nothing is written. Writes
@@ -30,6 +31,7 @@ STUDENTS: dict[str, dict[str, Any]] = {
     DENSE: {"intermediate_size": 384},
     "8 experts": {"intermediate_size": 384, "kind": "switch", "experts": 8, "sparse_layers": "all"},
     "4 experts": {"intermediate_size": 384, "kind": "switch", "experts": 4, "sparse_layers": "all"},
+    "dense, twice as wide": {"intermediate_size": 768},
     "dense from 8 experts": {"intermediate_size": 384},
 }
 SPARSE = "8 experts"

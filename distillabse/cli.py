@@ -61,6 +61,9 @@ def settings(
         force=True,
     )
     logging.getLogger("distillabse").setLevel(logging.INFO)
+    if not verbose:
+        # Where DeepSpeed is installed, accelerate imports it, and on a machine without a GPU it says so every time.
+        logging.getLogger("DeepSpeed").addFilter(lambda record: record.levelno > logging.WARNING)
 
 
 @app.command()
