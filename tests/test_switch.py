@@ -34,7 +34,7 @@ from distillabse.models.switch import (
 from distillabse.models.taps import shape_of
 from distillabse.models.teacher import load_encoder, load_teacher, transformer_of
 from distillabse.models.tokens import tokenise
-from distillabse.models.upcycling import FeedForward, averaged_expert, cluster_directions
+from distillabse.models.upcycling import FeedForward, cluster_directions, dense_block
 from distillabse.objectives.routing import load_balance, router_z
 from distillabse.training.data import PaddingCollator
 from distillabse.training.distiller import Distiller
@@ -349,19 +349,39 @@ def test_back_to_dense_from_equal_experts_nothing_is_lost(labse_folder, sentence
     assert abs(dense.encode(sentences) - sparse.encode(sentences)).max() < 2e-5
 
 
-def test_the_average_of_experts_counts_tokens_and_gates():
+def layer_with_routed_tokens():
     layer = SwitchStudent(settings()).encoder.layer[1].eval()
     nn.init.normal_(layer.feed_forward.router.weight, std=2.0)
     attended = torch.randn(36, HIDDEN)
-    logits = attended @ layer.feed_forward.router.weight.T
+    return layer, attended, (attended @ layer.feed_forward.router.weight.T).softmax(dim=-1)
+
+
+@torch.no_grad()
+def test_near_copies_are_averaged_by_tokens_and_gates():
+    layer, attended, probabilities = layer_with_routed_tokens()
     experts = layer.feed_forward.experts
+    for parameter in experts.parameters():
+        parameter.copy_(torch.randn_like(parameter[:1]) + 1e-3 * torch.randn_like(parameter))
     inner, outer = torch.zeros(SIZE, HIDDEN), torch.zeros(HIDDEN, SIZE)
-    for p in logits.softmax(dim=-1):
+    for p in probabilities:
         inner += experts.inner_weight[p.argmax()].T / 36
         outer += p.max() * experts.outer_weight[p.argmax()].T / 36
-    averaged = averaged_expert(layer, attended)
-    torch.testing.assert_close(averaged.inner_weight, inner)
-    torch.testing.assert_close(averaged.outer_weight, outer)
+    block = dense_block(layer, attended)
+    torch.testing.assert_close(block.inner_weight, inner)
+    torch.testing.assert_close(block.outer_weight, outer)
+
+
+@torch.no_grad()
+def test_of_experts_that_differ_the_neurons_that_vary_most_are_taken():
+    layer, attended, probabilities = layer_with_routed_tokens()
+    experts = layer.feed_forward.experts
+    nn.init.normal_(experts.inner_weight, std=2.0)
+    nn.init.normal_(experts.outer_weight, std=0.01)
+    experts.outer_weight[1] *= 300  # one expert says nearly everything
+    block = dense_block(layer, attended)
+    gate = (probabilities.max(dim=-1).values * (probabilities.argmax(dim=-1) == 1)).mean()
+    torch.testing.assert_close(block.inner_weight, experts.inner_weight[1].T)
+    torch.testing.assert_close(block.outer_weight, gate * experts.outer_weight[1].T)
 
 
 def test_objectives_are_unchanged_and_the_routing_losses_reach_the_router(encoder_folder, sentences, monkeypatch):

@@ -23,7 +23,7 @@ from distillabse.config import SwitchStudentConfig, TrainedStudentConfig
 from distillabse.models.projection import projection_basis
 from distillabse.models.switch import SwitchLayer
 from distillabse.models.taps import encoder_layers
-from distillabse.models.upcycling import FeedForward, averaged_expert, start_experts
+from distillabse.models.upcycling import FeedForward, dense_block, start_experts
 
 if TYPE_CHECKING:
     import numpy as np
@@ -127,9 +127,9 @@ def _project_layer(source: Any, target: Any, basis: Tensor, attended: Tensor, st
 
 
 def _feed_forward(layer: Any, attended: Tensor) -> FeedForward:
-    """The weights of a layer's block; experts count as their average."""
+    """The weights of a layer's block; of a sparse layer, those of one block in the place of its experts."""
     if isinstance(layer, SwitchLayer):
-        return averaged_expert(layer, attended)
+        return dense_block(layer, attended)
     inner, outer = layer.intermediate.dense, layer.output.dense
     return FeedForward(inner.weight, inner.bias, outer.weight, outer.bias, layer.intermediate.intermediate_act_fn)
 

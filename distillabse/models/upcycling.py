@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from distillabse.models.switch import SwitchFeedForward, SwitchLayer, route
 
+# Of the router's rows at the start: decisive enough for clusters to survive the first steps, far from saturation.
 ROUTER_LENGTH = 2.0
 
 
@@ -40,6 +41,10 @@ class FeedForward(NamedTuple):
     def neurons(self, states: Tensor) -> Tensor:
         """[tokens, width] -> [tokens, neurons], after the activation."""
         return self.activation(nn.functional.linear(states, self.inner_weight, self.inner_bias))
+
+    def output(self, states: Tensor) -> Tensor:
+        """[tokens, width] -> [tokens, width]."""
+        return nn.functional.linear(self.neurons(states), self.outer_weight, self.outer_bias)
 
     def narrowed(self, neurons: Tensor, size: int) -> FeedForward:
         """The `size` neurons whose output varies most; the mean output of the others goes into the bias.
@@ -101,10 +106,11 @@ def cluster_directions(states: Tensor, count: int) -> Tensor:
     return nn.functional.normalize(torch.from_numpy(centres).to(states), dim=1)
 
 
-def averaged_expert(layer: SwitchLayer, attended: Tensor) -> FeedForward:
-    """One dense block for a sparse layer: its experts averaged by their share of the tokens, outputs gated.
+def dense_block(layer: SwitchLayer, attended: Tensor) -> FeedForward:
+    """The dense block, as wide as one expert, that comes closest to what the experts do on a sample.
 
-    Experts that were upcycled from one block lie close enough together for their mean to mean something.
+    It is their average, which is right where they are near copies of each other, or the neurons among all of theirs
+    that vary most, which is right where they are not.
 
     Args:
         layer: the sparse layer.
@@ -114,13 +120,22 @@ def averaged_expert(layer: SwitchLayer, attended: Tensor) -> FeedForward:
     logits = layer.feed_forward.router(attended)
     chosen = nn.functional.one_hot(logits.argmax(dim=-1), logits.shape[1]).float()
     share, gate = chosen.mean(dim=0), (chosen * logits.softmax(dim=-1)).mean(dim=0)
-    return FeedForward(
+    gated = gate[:, None, None] * experts.outer_weight
+    average = FeedForward(
         torch.einsum("e,ehi->ih", share, experts.inner_weight),
         torch.einsum("e,ei->i", share, experts.inner_bias),
-        torch.einsum("e,eih->hi", gate, experts.outer_weight),
-        torch.einsum("e,eh->h", gate, experts.outer_bias),
+        gated.sum(dim=0).T,
+        gate @ experts.outer_bias,
         experts.activation,
     )
+    union = average._replace(
+        inner_weight=experts.inner_weight.transpose(1, 2).flatten(0, 1),
+        inner_bias=experts.inner_bias.flatten(),
+        outer_weight=gated.flatten(0, 1).T,
+    )
+    selected = union.narrowed(union.neurons(attended), len(average.inner_bias))
+    wanted = layer.feed_forward(attended[None], torch.ones_like(attended[None, :, 0], dtype=torch.bool))[0]
+    return min((average, selected), key=lambda block: float((block.output(attended) - wanted).square().mean()))
 
 
 def _choices(block: SwitchFeedForward, states: Tensor) -> tuple[Tensor, Tensor]:
