@@ -6,7 +6,7 @@ The teacher is all-MiniLM-L6-v2, the students have three layers, and a token pas
 a quarter of the teacher's: one block (dense), or one of 4 or 8 experts. A seed also chooses the sentences and the
 split, so differences are paired: between students of one seed, sentence by sentence. Two more stand beside them: a
 dense student with blocks twice as wide, and one distilled from the trained Switch student. All cosines are to MiniLM's
-vectors, in PyTorch.
+vectors, in PyTorch; of two students the INT8 graph is judged, too.
 
 `--data` holds mono_train/en.tsv.gz, parallel_train/*.tsv.gz, and under eval/ banking77.tsv.gz and
 tweeteval_emotion.tsv.gz. What is trained already is not trained again; with `--only`, nothing is written. Writes
@@ -35,6 +35,7 @@ STUDENTS: dict[str, dict[str, Any]] = {
     "dense from 8 experts": {"intermediate_size": 384},
 }
 SPARSE = "8 experts"
+EXPORTED = [(0, DENSE), (0, SPARSE)]
 BOOTSTRAP_SAMPLES = 2000
 
 
@@ -78,6 +79,7 @@ def job(name: str, seed: int, data: Path, runs: Path) -> Any:
     values = load_config("minilm-english", [f"output={runs}", *places(data)]).model_dump(mode="json")
     values["name"] = f"switch-{seed}-" + "".join(letter if letter.isalnum() else "-" for letter in name)
     values["seed"] = seed
+    values["gates"]["teacher_cosine_mean"] = 0.0
     values["student"] = {"layers": 3, "freeze_embeddings": True, **STUDENTS[name]}
     values["corpus"]["max_sentences"] = SENTENCES
     values["training"] |= {"num_train_epochs": EPOCHS, "eval_steps": 0.25, "save_steps": 0.25, "report_to": []}
@@ -89,12 +91,13 @@ def job(name: str, seed: int, data: Path, runs: Path) -> Any:
 
 
 def train(name: str, seed: int, data: Path, runs: Path) -> None:
-    """Corpus, vocabulary and training of one student, where they are not there yet."""
+    """Corpus, vocabulary and training of one student, where they are not there yet; two are exported and judged."""
     from distillabse.pipeline import is_current, prepare, run_stage
 
     config = job(name, seed, data, runs)
     run = prepare(config)
-    for stage in ("corpus", "vocabulary", "distill"):
+    exported = (seed, name) in EXPORTED
+    for stage in ("corpus", "vocabulary", "distill", *(("export", "verify") if exported else ())):
         if not is_current(stage, config, run):
             print(f"seed {seed}, {name}: {stage}", flush=True)
             run_stage(stage, config, run, resume=True)
@@ -147,6 +150,10 @@ def judge(name: str, seed: int, data: Path, runs: Path) -> tuple[dict[str, Any],
                          bootstrap_samples=1000, seed=seed)  # fmt: skip
         figures["fidelity"][key] = {field: found[field] for field in keys}
         rows[key] = row_cosines(target, output)
+    if (seed, name) in EXPORTED:
+        verified = read_json(run.verification)
+        figures["parity"] = verified["parity"]
+        figures["int8"] = {key: row["cosine_mean"] for key, row in verified["fidelity"]["onnx-int8"].items()}
     return figures, rows
 
 

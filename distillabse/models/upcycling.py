@@ -19,6 +19,8 @@ from distillabse.models.switch import SwitchFeedForward, SwitchLayer, route
 
 # Of the router's rows at the start: decisive enough for clusters to survive the first steps, far from saturation.
 ROUTER_LENGTH = 2.0
+# A smaller cluster says too little about neurons.
+_FEWEST_TOKENS = 64
 
 
 class FeedForward(NamedTuple):
@@ -82,8 +84,7 @@ def start_experts(block: SwitchFeedForward, source: FeedForward, states: Tensor,
     neurons = source.neurons(states)
     for index in range(count):
         mine = chosen == index
-        # A cluster of a few tokens says nothing about neurons.
-        narrow = source.narrowed(neurons[mine] if mine.sum() >= size else neurons, size)
+        narrow = source.narrowed(neurons[mine] if mine.sum() >= _FEWEST_TOKENS else neurons, size)
         for target, value in (
             (experts.inner_weight[index], narrow.inner_weight.T),
             (experts.inner_bias[index], narrow.inner_bias),
