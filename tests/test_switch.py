@@ -157,6 +157,18 @@ def test_jitter_multiplies_the_routers_input_in_training_only():
     assert 0.9 <= jittered.min() < 0.905 and 1.095 < jittered.max() <= 1.1
 
 
+def test_expert_dropout_is_inside_the_experts_and_the_students_own(encoder_folder, states, real):
+    block = block_of(expert_dropout=1.0).train()
+    output = block(states, real)
+    for row, column in real.nonzero().tolist():
+        p = (block.router.weight @ states[row, column]).softmax(dim=0)
+        torch.testing.assert_close(output[row, column], p.max() * block.experts.outer_bias[p.argmax()])
+    student = switch_student(teacher_of(encoder_folder), dropout=0.1, expert_dropout=0.4)
+    rates = {name: one.p for name, one in transformer_of(student).named_modules() if isinstance(one, nn.Dropout)}
+    assert {rate for name, rate in rates.items() if "experts" in name} == {0.4}
+    assert {rate for name, rate in rates.items() if "experts" not in name} == {0.1}
+
+
 def test_idle_experts_get_a_zero_gradient_not_none(states):
     block = with_all_tokens_to(block_of(), 1).train()
     block(states.abs(), torch.ones(3, 5, dtype=torch.bool)).sum().backward()
