@@ -7,8 +7,9 @@ backward, AdamW), against the same weights run by loops that a reader would writ
 with a mask for each expert, and over a list of modules. All alternate in one process.
 
 ONNX: 3x384 students of MiniLM with 4, 8 and 16 experts in one layer or in all, fp32 and INT8, against the dense student
-of equal active FLOPs, on real text, tokenisation included. Experts are upcycled and not trained: how fast they are does
-not depend on what they learn, as long as they share the tokens, which the result file says.
+of equal active FLOPs, and one with blocks twice as wide, on real text, tokenisation included. Experts are upcycled and
+not trained: how fast they are does not depend on what they learn, as long as they share the tokens, which the result
+file says.
 
 Writes benchmarks/results/switch.json and switch.svg; a part that is not run keeps its figures.
 """
@@ -262,6 +263,8 @@ def onnx_of_size(size: int, texts: list[str], rounds: int) -> dict[str, Any]:
     from distillabse.export.bundle import write_bundle
 
     students: dict[str, dict[str, Any]] = {"dense": {}}
+    if size == SIZES[0]:
+        students["dense, twice as wide"] = {"intermediate_size": 2 * size}
     for name, layers in SPARSE.items():
         for experts in (4, 8, 16):
             students[f"{experts} experts, {name}"] = {"experts": experts, "sparse_layers": layers}

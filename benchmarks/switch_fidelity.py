@@ -33,7 +33,6 @@ STUDENTS: dict[str, dict[str, Any]] = {
     "8 experts": {"intermediate_size": 384, "kind": "switch", "experts": 8, "sparse_layers": "all"},
     "4 experts": {"intermediate_size": 384, "kind": "switch", "experts": 4, "sparse_layers": "all"},
     "dense, twice as wide": {"intermediate_size": 768},
-    "dense from 8 experts": {"intermediate_size": 384},
 }
 SPARSE = "8 experts"
 EXPORTED = (0, SPARSE)
