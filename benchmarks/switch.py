@@ -350,7 +350,12 @@ def plot(result: dict[str, Any], path: Path) -> None:
                     }
                     label = f"{size} wide, {name}, {precision}"
                     axes.plot(
-                        rows, [row["cost"] for row in rows.values()], line, marker=marker, color=colour, label=label
+                        list(rows),
+                        [row["cost"] for row in rows.values()],
+                        line,
+                        marker=marker,
+                        color=colour,
+                        label=label,
                     )
                     for experts, row in rows.items():
                         axes.vlines(experts, *row["cost_ci95"], color=colour, linewidth=1)
