@@ -361,6 +361,13 @@ def test_back_to_dense_from_equal_experts_nothing_is_lost(labse_folder, sentence
     assert abs(dense.encode(sentences) - sparse.encode(sentences)).max() < 2e-5
 
 
+def test_back_to_dense_has_the_active_size_of_the_switch_student(encoder_folder):
+    sparse = switch_student(teacher_of(encoder_folder), layers=2, expert_size=20, sparse_layers=[1]).eval()
+    dense = transformer_of(build_student(sparse, DenseStudentConfig(layers=2)))
+    assert dense.config.intermediate_size == 20
+    assert [layer.intermediate.dense.out_features for layer in dense.encoder.layer] == [20, 20]
+
+
 def layer_with_routed_tokens():
     layer = SwitchStudent(settings()).encoder.layer[1].eval()
     nn.init.normal_(layer.feed_forward.router.weight, std=2.0)

@@ -27,7 +27,7 @@ class TransformerShape:
 
 
 def transformer_shape(settings: Mapping[str, Any]) -> TransformerShape:
-    """The shape that a transformers config.json describes.
+    """The shape that a transformers config.json describes; the intermediate size of a Switch student is its experts'.
 
     Raises:
         ConfigurationError: it has not the fields of a BERT-like encoder.
@@ -36,7 +36,7 @@ def transformer_shape(settings: Mapping[str, Any]) -> TransformerShape:
         return TransformerShape(
             layers=settings["num_hidden_layers"],
             hidden_size=settings["hidden_size"],
-            intermediate_size=settings["intermediate_size"],
+            intermediate_size=settings.get("expert_size") or settings["intermediate_size"],
             attention_heads=settings["num_attention_heads"],
             embedding_size=settings.get("embedding_size") or settings["hidden_size"],
         )
