@@ -79,7 +79,7 @@ def require_plannable(config: JobConfig) -> DenseStudentConfig:
     if not isinstance(config.student, DenseStudentConfig):
         reasons = {
             "teacher": "has the shape of its teacher, so there is nothing to plan",
-            "switch": "is not planned: it costs little more than the dense student of its widths",
+            "switch": "cannot be planned: the planner measures dense shapes",
         }
         raise ConfigurationError(
             f"student.kind: {config.student.kind} {reasons[config.student.kind]}. Set student.kind: dense."

@@ -46,7 +46,8 @@ _SIZES = {
 }
 _TERM_COLOURS = [PALETTE[name] for name in ("blue", "amber", "teal", "violet", "rose", "slate")]
 # What a trainer logs beside the terms of the loss.
-_NOT_A_TERM = re.compile(r"step|epoch|loss|learning_rate|grad_norm|total_flos|train_.*|eval_.*|router/.*")
+_ROUTER = "router/"
+_NOT_A_TERM = re.compile(rf"step|epoch|loss|learning_rate|grad_norm|total_flos|train_.*|eval_.*|{_ROUTER}.*")
 
 
 def figures(report: Mapping[str, Any]) -> dict[str, str]:
@@ -64,7 +65,7 @@ def figures(report: Mapping[str, Any]) -> dict[str, str]:
     log = report["training"]["log"] if report["training"] else []
     if any("loss" in entry for entry in log):
         drawn["loss"] = losses(log)
-    if any(name.startswith("router/") for entry in log for name in entry):
+    if any(name.startswith(_ROUTER) for entry in log for name in entry):
         drawn["routers"] = routers(log)
     if any("eval_cosine" in entry or "eval_skill" in entry for entry in log):
         drawn["held-out"] = held_out_fidelity(log)
@@ -195,21 +196,21 @@ def held_out_fidelity(log: Sequence[Mapping[str, float]]) -> str:
 
 def routers(log: Sequence[Mapping[str, float]]) -> str:
     """By step and sparse layer: between which shares of the tokens the experts lie, and what found its expert full."""
-    entries = [entry for entry in log if any(name.startswith("router/") for name in entry)]
-    layers = sorted({name.split("/")[1] for entry in entries for name in entry if name.startswith("router/")})
+    entries = [entry for entry in log if any(name.startswith(_ROUTER) for name in entry)]
+    layers = sorted({name.split("/")[1] for name in entries[0] if name.startswith(_ROUTER)})
     with style():
         figure, axes = subplot(4.7, 3.2)
         steps = [entry["step"] for entry in entries]
         for colour, layer in zip(itertools.cycle(_TERM_COLOURS), layers, strict=False):
             loads = [
-                [entry[key] for key in entry if key.startswith(f"router/{layer}/load_expert_")] for entry in entries
+                [entry[key] for key in entry if key.startswith(f"{_ROUTER}{layer}/load_expert_")] for entry in entries
             ]
             label = layer.replace("_", " ")
             axes.fill_between(
                 steps, [min(load) for load in loads], [max(load) for load in loads], color=colour, alpha=0.3,
                 label=f"{label}: least to most used expert",
             )  # fmt: skip
-            _curve(axes, entries, f"router/{layer}/dropped", f"{label}: dropped", color=colour, linestyle="--")
+            _curve(axes, entries, f"{_ROUTER}{layer}/dropped", f"{label}: dropped", color=colour, linestyle="--")
         axes.axhline(1 / len(loads[0]), color=PALETTE["text"], linewidth=0.8, label="even share")
         axes.set_xlabel("step")
         axes.set_ylabel("share of the tokens")

@@ -15,7 +15,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
-from distillabse.models.switch import SwitchFeedForward, SwitchLayer, route
+from distillabse.models.switch import SwitchFeedForward, SwitchLayer
 
 # Of the router's rows at the start: decisive enough for clusters to survive the first steps, far from saturation.
 ROUTER_LENGTH = 2.0
@@ -72,7 +72,7 @@ def start_experts(block: SwitchFeedForward, source: FeedForward, states: Tensor,
     """Give a block's router and experts their first weights.
 
     Args:
-        block: what to fill.
+        block: what to fill, in evaluation mode.
         source: the dense block, as wide outside as `block`.
         states: what goes into the block, on a sample of tokens, [tokens, width].
         noise: Gaussian, in standard deviations of each weight, so that equal experts grow apart.
@@ -80,7 +80,8 @@ def start_experts(block: SwitchFeedForward, source: FeedForward, states: Tensor,
     experts = block.experts
     count, _, size = experts.inner_weight.shape
     block.router.weight.copy_(ROUTER_LENGTH * cluster_directions(states, count))
-    chosen, gate = _choices(block, states)
+    gates, chosen = block.router(states).softmax(dim=-1).max(dim=-1)
+    gate = gates.mean()
     neurons = source.neurons(states)
     for index in range(count):
         mine = chosen == index
@@ -137,9 +138,3 @@ def dense_block(layer: SwitchLayer, attended: Tensor) -> FeedForward:
     selected = union.narrowed(union.neurons(attended), len(average.inner_bias))
     wanted = layer.feed_forward(attended[None], torch.ones_like(attended[None, :, 0], dtype=torch.bool))[0]
     return min((average, selected), key=lambda block: float((block.output(attended) - wanted).square().mean()))
-
-
-def _choices(block: SwitchFeedForward, states: Tensor) -> tuple[Tensor, Tensor]:
-    """The expert of each token, int64 [tokens], and the mean probability of a chosen expert."""
-    logits = block.router.eval()(states)
-    return logits.argmax(dim=-1), route(logits).gate.mean()

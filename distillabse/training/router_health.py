@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -23,7 +24,7 @@ class RouterMonitor:
 
     def __init__(self, model: Any) -> None:
         self._layers = sparse_layers(model)
-        self._dead: set[tuple[int, int]] = set()
+        self._dead: dict[int, set[int]] = {index: set() for index in self._layers}
 
     def figures(self, summed: Callable[[Tensor], Tensor] = lambda sums: sums) -> dict[str, float]:
         """Figures since the last call, by layer; none for a dense student.
@@ -45,7 +46,7 @@ class RouterMonitor:
 
     def _of_layer(self, index: int, sums: Tensor) -> dict[str, float]:
         counts, (entropy, dropped) = sums[:-2], sums[-2:].tolist()
-        tokens, largest = float(counts.sum()), float(torch.tensor(float(len(counts))).log())
+        tokens, largest = float(counts.sum()), math.log(len(counts))
         load = counts / tokens
         self._warn_of_dead(index, load)
         return {
@@ -56,11 +57,11 @@ class RouterMonitor:
         }
 
     def _warn_of_dead(self, index: int, load: Tensor) -> None:
-        dead = {(index, int(expert)) for expert in (load < _DEAD_SHARE / len(load)).nonzero()}
-        for layer, expert in sorted(dead - self._dead):
+        dead = {int(expert) for expert in (load < _DEAD_SHARE / len(load)).nonzero()}
+        for expert in sorted(dead - self._dead[index]):
             logger.warning(
                 "Layer %d, expert %d gets %.2f %% of the tokens, of an even share of %.2f %%: it is dying. Raise "
                 "objectives.routing.load_balance or student.router_jitter, or take fewer student.experts.",
-                layer, expert, 100 * float(load[expert]), 100 / len(load),
+                index, expert, 100 * float(load[expert]), 100 / len(load),
             )  # fmt: skip
-        self._dead = {pair for pair in self._dead if pair[0] != index} | dead
+        self._dead[index] = dead
