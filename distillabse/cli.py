@@ -48,19 +48,25 @@ def _print_version(wanted: bool) -> None:
 
 @app.callback()
 def settings(
+    context: typer.Context,
     version: Annotated[
         bool, typer.Option("--version", help="Print the version and leave.", callback=_print_version, is_eager=True)
     ] = False,
     verbose: Annotated[bool, typer.Option("--verbose", "-v", help="Show what libraries log, too.")] = False,
+    local_rank: Annotated[int, typer.Option("--local_rank", hidden=True, help="As launchers give it.")] = 0,
 ) -> None:
-    """Set up logging."""
+    """Set up logging; of several processes the main one alone tells what it does, and does what is not training."""
+    from distillabse.processes import is_main
+
+    if not is_main() and context.invoked_subcommand not in ("run", "assistant", "distill"):
+        raise typer.Exit
     logging.basicConfig(
         level=logging.INFO if verbose else logging.WARNING,
         format="%(message)s",
         handlers=[RichHandler(console=Console(stderr=True), show_path=False, show_level=False, log_time_format="%X")],
         force=True,
     )
-    logging.getLogger("distillabse").setLevel(logging.INFO)
+    logging.getLogger("distillabse").setLevel(logging.INFO if is_main() else logging.WARNING)
     if not verbose:
         # Where DeepSpeed is installed, accelerate imports it, and on a machine without a GPU it says so every time.
         logging.getLogger("DeepSpeed").addFilter(lambda record: record.levelno > logging.WARNING)
@@ -78,9 +84,12 @@ def run(
     """
     from distillabse.evaluation.report import summary_table
     from distillabse.pipeline import run_job
+    from distillabse.processes import is_main
     from distillabse.storage import read_json
 
     folder = run_job(_load(config, overrides), force=force)
+    if not is_main():
+        return
     console = Console()
     console.print(summary_table(read_json(folder.report_json)))
     console.print(f"Report: [bold]{folder.report_html}[/bold]   Bundle: [bold]{folder.bundle}[/bold]", soft_wrap=True)
@@ -173,12 +182,24 @@ def distill(
 
 
 @app.command()
-def export(config: Config, overrides: Overrides = None) -> None:
+def export(
+    config: Config,
+    overrides: Overrides = None,
+    checkpoint: Annotated[
+        Path | None, typer.Option(help="Export this checkpoint of the training instead of the finished student.")
+    ] = None,
+) -> None:
     """Write the bundle: ONNX fp32 and INT8 beside the torch student.
 
     Example: distillabse export quickstart export.int8.cpu=avx2
     """
-    _stage("export", config, overrides)
+    from distillabse.pipeline import export_checkpoint, prepare
+
+    if checkpoint is None:
+        _stage("export", config, overrides)
+    else:
+        job = _load(config, overrides)
+        export_checkpoint(job, prepare(job), checkpoint)
 
 
 @app.command()

@@ -25,6 +25,12 @@ class TrainingError(DistillabseError):
     """Training cannot go on, for instance because the loss is no longer a number."""
 
 
+class Interrupted(DistillabseError):
+    """A signal stopped the job in good order; it goes on where it was when it is started again."""
+
+    exit_code = 143  # what a shell says of a process that SIGTERM ended
+
+
 class StorageError(DistillabseError):
     """Something could not be written; what was there before is intact."""
 

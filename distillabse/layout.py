@@ -17,8 +17,24 @@ CHECKSUMS = "SHA256SUMS"
 PROVENANCE = "distillabse.json"
 ONNX_FP32 = "onnx/model.onnx"
 OBJECTIVES = "objectives.safetensors"
+# Of a checkpoint: how many processes wrote it, and how they shared its steps.
+TOPOLOGY = "topology.json"
+# Beside the checkpoints, until the student is written.
+TRAINING_DATA = "training-data"
+TEACHER_CACHE = "teacher-cache"
+UNIVERSAL_CHECKPOINT = "universal"
 # Where a student's vectors are narrower than its teacher's: the matrix that takes a teacher's vector to them.
 TEACHER_PROJECTION = "teacher_projection.safetensors"
+
+# Token ids in files: int32 ids of all sentences in line, int64 starts, and their numbers and digest.
+TOKEN_IDS = "ids.bin"
+TOKEN_STARTS = "starts.bin"
+TOKENS_RECORD = "tokens.json"
+
+# Inside a teacher cache: what it was made from, the sentence vectors, and one array for every tapped tensor.
+CACHE_RECORD = "cache.json"
+CACHE_SENTENCES = "sentence.npy"
+CACHE_TAP = "tap-{}.npy"
 
 # What is kept of each shape that the planner builds and measures.
 CANDIDATE = "candidate.json"

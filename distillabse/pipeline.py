@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import logging
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from datetime import datetime, timezone
+from functools import partial
 from importlib.metadata import version
+from pathlib import Path
 from typing import Any
 
 import yaml
 
+from distillabse import processes
 from distillabse.config import JobConfig, SwitchStudentConfig, TrainedStudentConfig
 from distillabse.corpus.build import corpus_stage
 from distillabse.environment import check_onnxruntime, describe_environment, require_device
@@ -26,6 +29,7 @@ from distillabse.models.shape import resolve_shape, transformer_shape
 from distillabse.models.teacher import teacher_settings
 from distillabse.settings import config_hash
 from distillabse.storage import new_file, read_json, sha256_of_json, write_json
+from distillabse.training.checkpoints import has_whole_checkpoint
 from distillabse.training.stage import assistant_stage, distill_stage
 from distillabse.vocabulary.stage import vocabulary_stage
 
@@ -65,15 +69,23 @@ STAGES: dict[str, Stage] = {
 
 _TRAINED = ("assistant", "distill")
 
+# How the steps of a training are shared out, and what it reports, may change while it is interrupted.
+_MAY_CHANGE = {
+    "training.deepspeed", "training.per_device_train_batch_size", "training.gradient_accumulation_steps",
+    "training.dataloader_num_workers", "training.dataloader_prefetch_factor", "training.ddp_timeout",
+    "training.logging_steps", "training.report_to", "training.save_total_limit", "teacher_cache", "shard_teacher",
+}  # fmt: skip
+
 
 def run_job(config: JobConfig, *, force: bool = False) -> RunFolder:
     """Run every stage whose inputs have changed since it last ran; `force` runs them all.
 
-    An interrupted distill stage goes on from its newest checkpoint.
+    An interrupted training goes on from its newest checkpoint. Where a launcher started several processes, all of them
+    train; the main one alone runs the other stages.
     """
     run = prepare(config)
-    for name in stages_of(config):
-        if not force and is_current(name, config, run):
+    for name in filter(_takes_part, stages_of(config)):
+        if _decided(name, partial(_may_skip, name, config, run, force)):
             logger.info("%s: nothing has changed, skipped", name)
         else:
             run_stage(name, config, run, resume=not force)
@@ -103,27 +115,43 @@ def stages_of(config: JobConfig) -> list[str]:
 
 
 def run_stage(name: str, config: JobConfig, run: RunFolder, *, resume: bool = False) -> None:
-    """Run one stage and remember what it was made from.
+    """Run one stage and remember what it was made from; see `run_job` for several processes.
 
     Raises:
         InputError: a stage that it builds on has not run.
-        ConfigurationError: the job has no such stage.
+        ConfigurationError: the job has no such stage, or its checkpoints belong to another one.
     """
     if name not in stages_of(config):
         raise ConfigurationError(f"{name}: this configuration has no `{name}` block. Add one, or leave the stage out.")
+    if not _takes_part(name):
+        return
     for needed in _before(name, config):
         if not run.stamp(needed).is_file():
             raise InputError(
                 f"{name} builds on {needed}, which has not run in {run.root}. Run `distillabse {needed}` first."
             )
     logger.info("%s", name)
-    fingerprint = _fingerprint(name, config, run)
+    fingerprint = sha256_of_json(_inputs(name, config, run))
     if name in _TRAINED:
-        _train_with_checkpoints(name, config, run, fingerprint, resume)
+        resumes = processes.agreed(partial(_claim_checkpoints, name, config, run, resume))
+        STAGES[name].run(config, run, resume=resumes)
     else:
         run.stamp(name).unlink(missing_ok=True)
         STAGES[name].run(config, run)
-    write_json(run.stamp(name), {"fingerprint": fingerprint, "finished": _now()})
+    if processes.is_main():
+        write_json(run.stamp(name), {"fingerprint": fingerprint, "finished": _now()})
+
+
+def export_checkpoint(config: JobConfig, run: RunFolder, checkpoint: Path) -> None:
+    """Write the bundle from a checkpoint of a training, finished or not; `verify` and `bench` take it from there.
+
+    Raises:
+        InputError: the checkpoint is not whole.
+    """
+    run.stamp("export").unlink(missing_ok=True)
+    export_stage(config, run, checkpoint)
+    inputs = {"checkpoint": str(checkpoint.resolve())}
+    write_json(run.stamp("export"), {"fingerprint": sha256_of_json(inputs), "finished": _now()})
 
 
 def is_current(name: str, config: JobConfig, run: RunFolder) -> bool:
@@ -133,16 +161,18 @@ def is_current(name: str, config: JobConfig, run: RunFolder) -> bool:
         return False
     if any(not run.stamp(needed).is_file() for needed in _before(name, config)):
         return False
-    return bool(read_json(stamp)["fingerprint"] == _fingerprint(name, config, run))
+    return bool(read_json(stamp)["fingerprint"] == sha256_of_json(_inputs(name, config, run)))
 
 
 def prepare(config: JobConfig) -> RunFolder:
     """Make the run folder with the resolved configuration, its hash and the versions of everything."""
+    run = RunFolder(config.run_folder)
+    if not processes.is_main():
+        return run
     check_onnxruntime()
     require_device(config.bench.device)
     require_fitting_shapes(config)
-    require_one_process(config)
-    run = RunFolder(config.run_folder)
+    refuse_spread_experts(config)
     write_config(config, run)
     write_json(
         run.record,
@@ -180,8 +210,8 @@ def require_fitting_shapes(config: JobConfig) -> None:
     resolve_shape(config.student, shape)
 
 
-def require_one_process(config: JobConfig) -> None:
-    """Refuse experts that are spread over processes: the stages of a job run in one.
+def refuse_spread_experts(config: JobConfig) -> None:
+    """Refuse experts that are spread over processes: in a job every process has all of them, or ZeRO shares them out.
 
     Raises:
         ConfigurationError: names the key and the remedy.
@@ -191,8 +221,9 @@ def require_one_process(config: JobConfig) -> None:
     size = max(sizes, default=1)
     if size > 1:
         raise ConfigurationError(
-            f"student.expert_parallel_size: {size} needs as many processes, and a job runs in one. Set 1, or spread "
-            "experts in a DeepSpeed script of your own with distillabse.training.expert_parallel (docs/switch.md)."
+            f"student.expert_parallel_size: {size} is for DeepSpeed scripts of your own, with distillabse.training."
+            "expert_parallel (docs/switch.md). In a job set 1; ZeRO (training.deepspeed) shares out optimizer states, "
+            "gradients and, in stage 3, the experts themselves."
         )
 
 
@@ -200,24 +231,72 @@ def _before(name: str, config: JobConfig) -> list[str]:
     return [needed for needed in STAGES[name].after if needed in stages_of(config)]
 
 
-def _train_with_checkpoints(name: str, config: JobConfig, run: RunFolder, fingerprint: str, resume: bool) -> None:
-    """Checkpoints are only gone on from when they belong to exactly this job."""
+def _takes_part(name: str) -> bool:
+    """Whether this process has anything to do in a stage."""
+    return processes.is_main() or name in _TRAINED
+
+
+def _decided(name: str, decide: Callable[[], bool]) -> bool:
+    """The decision of the main process, in all that take part in the stage."""
+    return processes.agreed(decide) if name in _TRAINED else decide()
+
+
+def _may_skip(name: str, config: JobConfig, run: RunFolder, force: bool) -> bool:
+    return not force and is_current(name, config, run)
+
+
+def _claim_checkpoints(name: str, config: JobConfig, run: RunFolder, resume: bool) -> bool:
+    """Make the stage's checkpoints this job's own; whether training may go on from them.
+
+    Raises:
+        ConfigurationError: it is to go on from checkpoints of another job.
+    """
     checkpoints = run.checkpoints if name == "distill" else run.assistant_checkpoints
     belongs_to = checkpoints / "job.json"
-    same_job = belongs_to.is_file() and read_json(belongs_to)["fingerprint"] == fingerprint
-    if not same_job and checkpoints.is_dir():
+    inputs = _inputs(name, config, run)
+    if belongs_to.is_file() and resume:
+        changed = _changes(read_json(belongs_to), inputs)
+        unfinished = not run.stamp(name).is_file() and has_whole_checkpoint(checkpoints)
+        if changed and unfinished:
+            listed = "\n".join(f"  {change}" for change in changed)
+            raise ConfigurationError(
+                f"The checkpoints in {checkpoints} belong to another job, which was not finished:\n{listed}\n"
+                f"Set this back to go on from them, or start over: `distillabse {name}` without --resume, or "
+                "`distillabse run --force`."
+            )
+        resume = not changed
+    if checkpoints.is_dir() and not (resume and belongs_to.is_file()):
         shutil.rmtree(checkpoints)
     run.stamp(name).unlink(missing_ok=True)
-    write_json(belongs_to, {"fingerprint": fingerprint})
-    STAGES[name].run(config, run, resume=resume and same_job)
+    write_json(belongs_to, inputs)
+    return resume
 
 
-def _fingerprint(name: str, config: JobConfig, run: RunFolder) -> str:
-    """Hash of everything a stage reads: its blocks of the configuration, and the stages before it."""
-    stage = STAGES[name]
-    values: dict[str, Any] = {key: config.model_dump(mode="json")[key] for key in stage.reads}
-    before = {needed: read_json(run.stamp(needed))["finished"] for needed in _before(name, config)}
-    return sha256_of_json({"values": values, "before": before, "version": version("distillabse")})
+def _changes(earlier: dict[str, Any], now: dict[str, Any]) -> list[str]:
+    """What differs between the inputs of two jobs, a line for each key, apart from what may change on the way."""
+    before, after = dict(_leaves(earlier)), dict(_leaves(now))
+    keys = [key for key in {**before, **after} if before.get(key) != after.get(key)]
+    return [
+        f"{key}: {before.get(key)!r} then, {after.get(key)!r} now"
+        for key in sorted(keys)
+        if not any(key == name or key.startswith(f"{name}.") for name in _MAY_CHANGE)
+    ]
+
+
+def _leaves(value: Any, key: str = "") -> Iterator[tuple[str, Any]]:
+    """Every value of nested mappings with its dotted key."""
+    if isinstance(value, dict) and value:
+        for name, inner in value.items():
+            yield from _leaves(inner, f"{key}.{name}" if key else name)
+    else:
+        yield key, value
+
+
+def _inputs(name: str, config: JobConfig, run: RunFolder) -> dict[str, Any]:
+    """Everything a stage reads: its blocks of the configuration, the stages before it, and this package."""
+    values = config.model_dump(mode="json")
+    before = {f"{needed} (finished)": read_json(run.stamp(needed))["finished"] for needed in _before(name, config)}
+    return {**{key: values[key] for key in STAGES[name].reads}, **before, "distillabse": version("distillabse")}
 
 
 def _now() -> str:

@@ -25,9 +25,12 @@ _OWNED_TRAINING_FIELDS = {"output_dir": "output", "seed": "seed", "data_seed": "
 
 def shipped_configs() -> dict[str, Path]:
     """Every configuration that comes with the package, by file name without .yaml."""
-    packaged = Path(str(files("distillabse"))) / "configs"
-    folder = packaged if packaged.is_dir() else Path(__file__).resolve().parents[1] / "configs"
-    return {path.stem: path for path in sorted(folder.glob("*.yaml"))}
+    return {path.stem: path for path in sorted(_configs_folder().glob("*.yaml"))}
+
+
+def shipped_deepspeed_settings() -> dict[str, Path]:
+    """Every file of DeepSpeed settings that comes with the package, by file name without .json."""
+    return {path.stem: path for path in sorted(_configs_folder().glob("deepspeed/*.json"))}
 
 
 def load_config(source: str | Path, overrides: Sequence[str] = ()) -> JobConfig:
@@ -79,16 +82,20 @@ def config_hash(config: JobConfig) -> str:
 def training_arguments(config: JobConfig, output_dir: Path) -> TrainingArguments:
     """The job's `training` block as TrainingArguments, over this project's defaults.
 
+    `deepspeed` may also be the name of a shipped file, such as zero2. Where several processes were started, they find
+    each other here.
+
     Defaults that differ from transformers': length-grouped batches, bf16 where the device has it, an evaluation and a
     checkpoint each tenth of the run, the best checkpoint by held-out skill, TensorBoard.
 
     Raises:
-        ConfigurationError: a value that TrainingArguments refuses.
+        ConfigurationError: a value that TrainingArguments refuses, or DeepSpeed settings that contradict it.
     """
     import torch
     from transformers import TrainingArguments
 
     from distillabse.environment import bf16_is_fast
+    from distillabse.training import deepspeed
 
     defaults: dict[str, Any] = {
         "per_device_train_batch_size": 64,
@@ -112,15 +119,27 @@ def training_arguments(config: JobConfig, output_dir: Path) -> TrainingArguments
         "logging_nan_inf_filter": False,
         "remove_unused_columns": False,
     }
-    asked = config.training
+    asked = dict(config.training)
+    if asked.get("deepspeed"):
+        deepspeed.prepare_environment()
+        asked["deepspeed"] = deepspeed.read_settings(asked["deepspeed"], shipped_deepspeed_settings())
     if not torch.cuda.is_available():
         defaults["use_cpu"] = True
     if not {"bf16", "fp16"} & asked.keys():
-        defaults["bf16"] = bf16_is_fast()
+        fast = bf16_is_fast()
+        defaults["bf16"] = deepspeed.default_bf16(asked["deepspeed"], fast) if asked.get("deepspeed") else fast
     try:
-        return TrainingArguments(output_dir=str(output_dir), seed=config.seed, **{**defaults, **asked})
+        arguments = TrainingArguments(output_dir=str(output_dir), seed=config.seed, **{**defaults, **asked})
     except (ValueError, TypeError, ImportError) as error:
         raise ConfigurationError(f"training: {error}") from None
+    if arguments.deepspeed:
+        deepspeed.require_agreement(arguments, asked["deepspeed"])
+    return arguments
+
+
+def _configs_folder() -> Path:
+    packaged = Path(str(files("distillabse"))) / "configs"
+    return packaged if packaged.is_dir() else Path(__file__).resolve().parents[1] / "configs"
 
 
 def _config_path(source: str | Path) -> Path:

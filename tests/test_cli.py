@@ -11,7 +11,7 @@ import yaml
 from tiny import tiny_job
 
 from distillabse import cli
-from distillabse.export.bundle import broken_checksums
+from distillabse.checksums import broken_checksums
 
 
 @pytest.fixture(scope="module")

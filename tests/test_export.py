@@ -12,7 +12,8 @@ from distillabse.config import EvaluationConfig, ExportConfig, GatesConfig, Teac
 from distillabse.corpus.records import Sentence
 from distillabse.encoder import Encoder, session
 from distillabse.evaluation.fidelity import row_cosines
-from distillabse.export.bundle import broken_checksums, write_bundle
+from distillabse.checksums import broken_checksums
+from distillabse.export.bundle import write_bundle
 from distillabse.export.graph import count_after_optimisation, export_graph
 from distillabse.export.quantize import quantize, quantize_columns
 from distillabse.export.verify import FP32, INT8, TORCH, onnx_invariance, torch_invariance, verify

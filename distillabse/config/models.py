@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import math
+from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import Discriminator, Field, Tag, field_validator, model_validator
+from pydantic import Discriminator, Field, StrictBool, Tag, field_validator, model_validator
 
 from distillabse.config.objectives import ObjectiveConfig
 from distillabse.config.schema import Fraction, Schema
@@ -228,12 +229,27 @@ class TrainingConfig(Schema):
     training: dict[str, Any] = Field(
         default_factory=dict, description="Any field of transformers.TrainingArguments, with its own name and meaning."
     )
-    teacher_cache: bool = Field(
+    teacher_cache: StrictBool | Path = Field(
         False,
         description="Run the teacher once over the corpus and keep what the objectives need on disk (2 bytes a number, "
-        "tokens x hidden size for every tapped tensor) instead of running it in every epoch.",
+        "tokens x hidden size for every tapped tensor) instead of running it in every epoch. true keeps it in the run "
+        "folder until the student is written; a path is a folder that stays, for all jobs with the same teacher, text, "
+        "truncation, precision and tapped tensors.",
+    )
+    shard_teacher: bool = Field(
+        False,
+        description="Spread the frozen teacher's weights over the processes with DeepSpeed (ZeRO-3 inference), for one "
+        "that does not fit into each: needs training.deepspeed, and is slower.",
     )
     early_stopping: EarlyStoppingConfig | None = None
+
+    @model_validator(mode="after")
+    def _teacher_is_sharded_or_cached(self) -> TrainingConfig:
+        if self.shard_teacher and not self.training.get("deepspeed"):
+            raise ValueError("shard_teacher: DeepSpeed shards it; set training.deepspeed, e.g. to zero2, too")
+        if self.shard_teacher and self.teacher_cache:
+            raise ValueError("shard_teacher: with teacher_cache the teacher runs once, before training; set only one")
+        return self
 
 
 class AssistantConfig(TrainingConfig):

@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 import logging
-import shutil
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from distillabse import layout
+from distillabse.checksums import renew_checksum, write_checksums
 from distillabse.config import ExportConfig, Int8Config, JobConfig
 from distillabse.errors import InputError
 from distillabse.layout import RunFolder
-from distillabse.storage import new_file, new_folder, read_json, sha256_of_file, write_json
+from distillabse.storage import new_file, new_folder, read_json, write_json
 
 if TYPE_CHECKING:
     from sentence_transformers import SentenceTransformer
@@ -23,20 +23,28 @@ logger = logging.getLogger(__name__)
 _SATURATING_CPUS = ("avx512", "avx2")
 
 
-def export_stage(config: JobConfig, run: RunFolder) -> None:
-    """Write `run.bundle` from `run.student`, whole or not at all.
+def export_stage(config: JobConfig, run: RunFolder, checkpoint: Path | None = None) -> None:
+    """Write `run.bundle` from `run.student`, or from a checkpoint of its training, whole or not at all.
 
     Raises:
-        InputError: there is no student yet.
+        InputError: there is no student yet, or the checkpoint is not whole.
     """
+    from distillabse.models.reduction import load_reduction, save_reduction
     from distillabse.models.teacher import load_encoder
+    from distillabse.training.checkpoints import require_whole
+    from distillabse.training.stage import checkpoint_reduction
 
-    if not run.student.is_dir():
+    if checkpoint is not None:
+        require_whole(checkpoint)
+        student, reduction = checkpoint, checkpoint_reduction(config, run, checkpoint)
+    elif run.student.is_dir():
+        student, reduction = run.student, load_reduction(run.student)
+    else:
         raise InputError(f"{run.student} does not exist. Run `distillabse distill` first.")
     with new_folder(run.bundle) as folder:
-        if (run.student / layout.TEACHER_PROJECTION).is_file():
-            shutil.copyfile(run.student / layout.TEACHER_PROJECTION, folder / layout.TEACHER_PROJECTION)
-        write_bundle(load_encoder(str(run.student)), folder, config.export, read_json(run.record))
+        if reduction is not None:
+            save_reduction(reduction, folder)
+        write_bundle(load_encoder(str(student)), folder, config.export, read_json(run.record))
     logger.info("Bundle written to %s", run.bundle)
 
 
@@ -80,32 +88,8 @@ def int8_file(config: Int8Config) -> str:
     return layout.ONNX_INT8[config.cpu]
 
 
-def write_checksums(folder: Path) -> None:
-    """SHA-256 of every file in the folder, in the format of `sha256sum --check`."""
-    files = sorted(path for path in folder.rglob("*") if path.is_file() and path.name != layout.CHECKSUMS)
-    lines = [f"{sha256_of_file(path)}  {path.relative_to(folder).as_posix()}\n" for path in files]
-    (folder / layout.CHECKSUMS).write_text("".join(lines), encoding="utf-8")
-
-
 def replace_in_bundle(bundle: Path, name: str, text: str) -> None:
     """Replace one text file of a finished bundle, and its line in the checksums, if it has any."""
     with new_file(bundle / name) as temporary:
         temporary.write_text(text, encoding="utf-8")
-    checksums = bundle / layout.CHECKSUMS
-    if checksums.is_file():
-        entries = [line.split("  ", 1) for line in checksums.read_text(encoding="utf-8").splitlines()]
-        digests = {file: digest for digest, file in entries}
-        digests[name] = sha256_of_file(bundle / name)
-        with new_file(checksums) as temporary:
-            temporary.write_text("".join(f"{digests[file]}  {file}\n" for file in digests), encoding="utf-8")
-
-
-def broken_checksums(folder: Path) -> list[str]:
-    """Files of a bundle that are missing or differ from SHA256SUMS."""
-    path = folder / layout.CHECKSUMS
-    if not path.is_file():
-        return [layout.CHECKSUMS]
-    entries = [line.split("  ", 1) for line in path.read_text(encoding="utf-8").splitlines()]
-    return [
-        name for digest, name in entries if not (folder / name).is_file() or sha256_of_file(folder / name) != digest
-    ]
+    renew_checksum(bundle, name)

@@ -11,13 +11,14 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from distillabse import layout
+from distillabse.checksums import broken_checksums
 from distillabse.config import EvaluationConfig, GatesConfig, JobConfig
 from distillabse.corpus.records import Sentence
 from distillabse.encoder import Encoder
 from distillabse.errors import GateFailed, InputError
 from distillabse.evaluation.fidelity import Vectors, fidelity, neighbour_agreement, row_cosines
 from distillabse.evaluation.sets import TEST, evaluation_sets
-from distillabse.export.bundle import broken_checksums, int8_file
+from distillabse.export.bundle import int8_file
 from distillabse.layout import RunFolder
 from distillabse.models.reduction import load_reduction, reduced
 from distillabse.storage import new_folder, read_json, write_json

@@ -22,14 +22,16 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
     from sentence_transformers import SentenceTransformer
 
-_SAMPLE = 20_000
+REDUCTION_SAMPLE = 20_000
 _KEY = "projection"
 
 
 def fit_reduction(teacher: SentenceTransformer, texts: Sequence[str], dimension: int) -> NDArray[np.float32]:
-    """Principal directions of the teacher's unit vectors of `texts` or a sample: float32 [its dimension, dimension]."""
-    step = max(1, len(texts) // _SAMPLE)
-    vectors = teacher.encode(list(texts[::step][:_SAMPLE]), batch_size=64, normalize_embeddings=True)
+    """Principal directions of the teacher's unit vectors of `texts`: float32 [its dimension, dimension].
+
+    `REDUCTION_SAMPLE` texts are enough for any dimension in use.
+    """
+    vectors = teacher.encode(list(texts), batch_size=64, normalize_embeddings=True)
     return projection_basis(vectors.astype(np.float32), dimension)
 
 

@@ -11,6 +11,7 @@ from torch import Tensor, autocast, nn, no_grad
 from distillabse.config import ObjectiveConfig
 from distillabse.models.taps import Signals, Tap, TappedEncoder, shape_of
 from distillabse.objectives import build_objective
+from distillabse.training.deepspeed import shard_teacher
 
 if TYPE_CHECKING:
     from sentence_transformers import SentenceTransformer
@@ -33,6 +34,7 @@ class Distiller(nn.Module):
         teacher.requires_grad_(False).eval()
         # A tuple hides the teacher from nn.Module's registry.
         self._teacher = (teacher,)
+        self._teacher_is_sharded = False
         self._tapped_teacher = TappedEncoder(teacher, self.teacher_taps)
         self._tapped_student = TappedEncoder(student, _union(objective.student_taps for objective in self.objectives))
 
@@ -40,6 +42,11 @@ class Distiller(nn.Module):
     def teacher(self) -> SentenceTransformer:
         """The frozen teacher."""
         return self._teacher[0]
+
+    def shard_teacher(self, settings: dict[str, Any]) -> None:
+        """Spread the teacher over the processes; see `distillabse.training.deepspeed.shard_teacher`."""
+        shard_teacher(self.teacher, settings)
+        self._teacher_is_sharded = True
 
     @cached_property
     def teacher_taps(self) -> tuple[Tap, ...]:
@@ -84,7 +91,8 @@ class Distiller(nn.Module):
         return {"loss": loss, "terms": {name: term.detach() for name, term in terms.items()}}
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Distiller:
-        self.teacher._apply(fn)
+        if not self._teacher_is_sharded:  # DeepSpeed has put its parts where they belong
+            self.teacher._apply(fn)
         super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
         return self
 

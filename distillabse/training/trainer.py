@@ -3,79 +3,112 @@
 from __future__ import annotations
 
 import logging
+import math
 import shutil
-import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
-from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from accelerate.utils import broadcast_object_list
 from safetensors.torch import load_file, save_file
+from torch import Tensor
+from torch.utils.data import Subset
 from transformers import Trainer, TrainerCallback, TrainingArguments
 from transformers.trainer_callback import PrinterCallback
 
 from distillabse import layout
+from distillabse.checksums import broken_checksums
 from distillabse.errors import ConfigurationError, TrainingError
 from distillabse.models.folder import save_encoder
 from distillabse.models.teacher import transformer_of
 from distillabse.storage import storage_errors
+from distillabse.training.batches import SentenceBatches, SentenceLoader
 from distillabse.training.cache import TeacherCache
-from distillabse.training.data import PaddingCollator
+from distillabse.training.checkpoints import Topology, checkpoint_path, commit_checkpoint, remove_older_checkpoints
+from distillabse.training.data import PaddingCollator, TokenisedSentences
+from distillabse.training.deepspeed import is_universal, mend_universal_state, trained_weights, zero_stage
 from distillabse.training.distiller import Distiller
-from distillabse.training.router_health import PREFIX, RouterMonitor
+from distillabse.training.interruption import StopOnSignal
+from distillabse.training.progress import SentenceProgress
+from distillabse.training.router_health import RouterMonitor
 
 if TYPE_CHECKING:
-    from datasets import Dataset
     from sentence_transformers import SentenceTransformer
 
 logger = logging.getLogger(__name__)
 
+# What torch says where another process, or one that reads data, is gone.
+_GONE = ("closed by peer", "reset by peer", "Broken pipe", "DataLoader worker", "Connection refused")
+
+
+def topology_of(arguments: TrainingArguments) -> Topology:
+    """How the steps of a job are shared out among its processes."""
+    per_process = arguments.per_device_train_batch_size * arguments.gradient_accumulation_steps
+    stage = zero_stage(arguments.deepspeed) if isinstance(arguments.deepspeed, dict) else None
+    return Topology(arguments.world_size, arguments.world_size * per_process, stage)
+
 
 class DistillationTrainer(Trainer):
-    """Trains `distiller.student`; every checkpoint is a folder that SentenceTransformer loads."""
+    """Trains `distiller.student`; every checkpoint is a folder that SentenceTransformer loads.
+
+    Every process has the same data and takes its own share of each step. Under DeepSpeed no process may hold the whole
+    student, so the main one keeps a copy of it, which is brought up to date where it is measured and saved.
+    """
 
     def __init__(
         self,
         distiller: Distiller,
         arguments: TrainingArguments,
-        sentences: Dataset,
+        sentences: TokenisedSentences,
         held_out_fidelity: Callable[[SentenceTransformer], dict[str, float]] | None = None,
         callbacks: list[TrainerCallback] | None = None,
         cache: TeacherCache | None = None,
+        copy: SentenceTransformer | None = None,
     ) -> None:
         """Prepare training.
 
         Args:
             distiller: student, teacher and objectives.
             arguments: as in any transformers training.
-            sentences: columns input_ids, length and row.
-            held_out_fidelity: figures of the student on held-out text; called at every evaluation.
+            sentences: what to train on.
+            held_out_fidelity: figures of the student on held-out text; the main process needs it, where there are
+                evaluations.
             callbacks: further callbacks, such as early stopping.
             cache: the teacher's signals, if they were computed beforehand.
+            copy: of the student, on the CPU; the main process of a DeepSpeed job needs it.
 
         Raises:
-            ConfigurationError: one process sees several GPUs.
+            ConfigurationError: one process sees several GPUs, or there are fewer sentences than a step takes.
         """
         if arguments.n_gpu > 1:
             raise ConfigurationError(
-                f"{arguments.n_gpu} GPUs are visible, but a job trains on one: choose it with CUDA_VISIBLE_DEVICES=0."
+                f"{arguments.n_gpu} GPUs are visible to one process. Start a process for each: `torchrun "
+                f"--nproc_per_node {arguments.n_gpu} -m distillabse ...`, or choose one with CUDA_VISIBLE_DEVICES=0."
             )
+        self.topology = topology_of(arguments)
+        if arguments.max_steps <= 0:
+            # Batches do not end with an epoch: the last one of all is the only one that takes sentences of another.
+            epochs = arguments.num_train_epochs
+            arguments.max_steps = math.ceil(epochs * len(sentences) / self.topology.sentences_per_step)
         multiple = 8 if arguments.device.type == "cuda" else 1
+        self.stop = StopOnSignal()
+        self.progress = SentenceProgress()
         super().__init__(
             model=distiller,
             args=arguments,
             train_dataset=sentences,
             # The Trainer wants a dataset to evaluate on; `evaluate` measures fidelity instead of iterating over it.
-            eval_dataset=sentences.select([0]) if held_out_fidelity else None,
+            eval_dataset=Subset(sentences, [0]) if arguments.eval_strategy != "no" else None,
             data_collator=PaddingCollator(distiller.student.tokenizer.pad_token_id, multiple, cache),
-            callbacks=callbacks,
+            callbacks=[*(callbacks or []), self.stop],
         )
         self.remove_callback(PrinterCallback)
-        self.add_callback(SentenceProgress())
+        self.add_callback(self.progress)
         self.held_out_fidelity = held_out_fidelity
-        self._terms: dict[str, torch.Tensor] = {}
+        self._copy = copy
+        self._has_best = False
+        self._terms: dict[str, Tensor] = {}
         self._batches = 0
         self._routers = RouterMonitor(transformer_of(distiller.student))
 
@@ -85,7 +118,54 @@ class DistillationTrainer(Trainer):
         distiller: Distiller = self.accelerator.unwrap_model(self.model)
         return distiller
 
-    def compute_loss(self, model: Any, inputs: dict[str, torch.Tensor], return_outputs: bool = False, **_: Any) -> Any:
+    def train(self, *args: Any, **kwargs: Any) -> Any:
+        """As in any Trainer.
+
+        Raises:
+            TrainingError: the loss is no longer a number, or another process of the job is gone.
+        """
+        try:
+            return super().train(*args, **kwargs)
+        except RuntimeError as error:
+            if any(sign in str(error) for sign in _GONE):
+                raise TrainingError(
+                    f"A process that this one works with is gone at step {self.state.global_step} ({error}). See what "
+                    "it printed; then start the job again with --resume: it goes on from its last checkpoint."
+                ) from error
+            raise
+        finally:
+            self.stop.stop_listening()
+            self.progress.close()
+
+    def get_train_dataloader(self) -> SentenceLoader:
+        """This process's share of every batch; the order depends on the seed alone, not on how it is shared."""
+        args = self.args
+        batches = SentenceBatches(
+            self.train_dataset,
+            batch_size=args.per_device_train_batch_size,
+            accumulation=args.gradient_accumulation_steps,
+            rank=args.process_index,
+            processes=args.world_size,
+            seed=args.seed,
+            by_length=args.train_sampling_strategy == "group_by_length",
+        )
+        return SentenceLoader(
+            self.train_dataset,
+            batch_sampler=batches,
+            collate_fn=self.data_collator,
+            num_workers=args.dataloader_num_workers,
+            prefetch_factor=args.dataloader_prefetch_factor,
+            persistent_workers=args.dataloader_persistent_workers,
+            pin_memory=args.dataloader_pin_memory and args.device.type == "cuda",
+        )
+
+    def create_optimizer(self, model: Any = None) -> Any:
+        """As in any Trainer."""
+        optimizer = super().create_optimizer(model)
+        self._weight_decays = [group["weight_decay"] for group in optimizer.param_groups]
+        return optimizer
+
+    def compute_loss(self, model: Any, inputs: dict[str, Tensor], return_outputs: bool = False, **_: Any) -> Any:
         """The distiller's loss; its terms are summed on the device until the next log."""
         outputs = model(**inputs)
         for name, term in outputs["terms"].items():
@@ -103,114 +183,128 @@ class DistillationTrainer(Trainer):
     def evaluate(
         self, eval_dataset: Any = None, ignore_keys: list[str] | None = None, metric_key_prefix: str = "eval"
     ) -> dict[str, float]:
-        """Held-out fidelity of the student as it is now."""
-        if self.held_out_fidelity is None:
-            return {}
-        student = self.distiller.student
-        student.eval()
-        metrics = {f"{metric_key_prefix}_{name}": value for name, value in self.held_out_fidelity(student).items()}
-        student.train()
+        """Held-out fidelity of the student as it is now, measured in the main process and told to the others."""
+        student, _ = self._whole()
+        told: list[Any] = [{}]
+        if self.args.should_save and self.held_out_fidelity is not None:
+            student.eval().to(self.args.device)
+            told = [{f"{metric_key_prefix}_{name}": value for name, value in self.held_out_fidelity(student).items()}]
+            if student is self._copy:
+                student.to("cpu")
+        self.distiller.student.train()
+        metrics: dict[str, float] = broadcast_object_list(told)[0]
         self.log(dict(metrics))
         self.control: Any = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
         return metrics
 
+    def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
+        """Write the student as a folder of its own, and what the objectives learnt beside it."""
+        student, learnt = self._whole()
+        if self.args.should_save:
+            folder = Path(output_dir or self.args.output_dir)
+            save_encoder(student, folder)
+            # What objectives learn, such as a map to the teacher's width, is needed to go on; no part of the student.
+            if learnt:
+                save_file(learnt, folder / layout.OBJECTIVES)
+
+    def take_trained_weights(self) -> None:
+        """After training under DeepSpeed: give the student whole weights, in the main process; all must call this."""
+        if self.is_deepspeed_enabled:
+            if not self._has_best:
+                self._whole()
+            self.deepspeed.destroy()
+            if self._copy is not None:
+                self.distiller.student.load_state_dict(self._copy.state_dict(), assign=True)
+
+    def _whole(self) -> tuple[SentenceTransformer, dict[str, Tensor]]:
+        """The student as it is now, and what the objectives learnt; all processes must call this.
+
+        Under DeepSpeed the student is the copy, which only the main process has.
+        """
+        distiller = self.distiller
+        if not self.is_deepspeed_enabled:
+            return distiller.student, distiller.objectives.state_dict()
+        weights = trained_weights(distiller)
+        parts: dict[str, dict[str, Tensor]] = {"student": {}, "objectives": {}}
+        for name, weight in weights.items():
+            part, _, own_name = name.partition(".")
+            parts[part][own_name] = weight
+        if self._copy is None:
+            return distiller.student, parts["objectives"]
+        # What is frozen is not among the weights, and as it was.
+        self._copy.load_state_dict(parts["student"], strict=False)
+        return self._copy, parts["objectives"]
+
     def _mean_terms(self) -> dict[str, float]:
-        """Mean of each term since the last log.
+        """Mean of each term since the last log, over all processes.
 
         Raises:
             TrainingError: a term is no longer a number. Nothing is saved after that, so the last checkpoint is good.
         """
-        means = {name: float(total / self._batches) for name, total in self._terms.items()}
-        broken = [name for name, mean in means.items() if not torch.isfinite(torch.tensor(mean))]
+        if not self._batches:
+            return {}
+        means = self.accelerator.reduce(torch.stack(list(self._terms.values())) / self._batches, "mean").tolist()
+        terms = dict(zip(self._terms, means, strict=True))
+        broken = [name for name, mean in terms.items() if not math.isfinite(mean)]
         if broken:
             raise TrainingError(
                 f"The loss is no longer a number at step {self.state.global_step} (terms: {', '.join(broken)}). Lower "
                 "training.learning_rate, set training.max_grad_norm, or set training.bf16: false; the last checkpoint "
                 "is good and `distillabse distill --resume` goes on from it."
             )
-        return means
+        return terms
 
     def _save_checkpoint(self, model: Any, trial: Any) -> None:
         self._mean_terms()
-        folder = Path(self.args.output_dir) / f"checkpoint-{self.state.global_step}"
+        checkpoints, keep = Path(self.args.output_dir), self.args.save_total_limit
+        folder = checkpoint_path(checkpoints, self.state.global_step)
         try:
             with storage_errors(folder):
+                if self.args.should_save:
+                    shutil.rmtree(folder, ignore_errors=True)
+                self.accelerator.wait_for_everyone()
+                self.args.save_total_limit = None  # no old one goes before the new one counts
                 super()._save_checkpoint(model, trial)
+                self.accelerator.wait_for_everyone()
+                if self.args.should_save:
+                    commit_checkpoint(folder, self.topology)
         except BaseException:
             # Half a checkpoint must never be taken for one.
             shutil.rmtree(folder, ignore_errors=True)
             raise
-
-    def _save(self, output_dir: str | None = None, state_dict: dict[str, Any] | None = None) -> None:
+        finally:
+            self.args.save_total_limit = keep
         if self.args.should_save:
-            folder = Path(output_dir or self.args.output_dir)
-            save_encoder(self.distiller.student, folder)
-            # What objectives learn, such as a map to the teacher's width, is needed to go on; no part of the student.
-            if learnt := self.distiller.objectives.state_dict():
-                save_file(learnt, folder / layout.OBJECTIVES)
+            remove_older_checkpoints(checkpoints, keep, self.state.best_global_step)
+
+    def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
+        super()._load_optimizer_and_scheduler(checkpoint)
+        if checkpoint and self.topology.zero_stage == 3 and is_universal(Path(checkpoint)):
+            mend_universal_state(self.deepspeed.optimizer.optimizer, self._weight_decays)
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
-        from distillabse.models.teacher import load_encoder
-
-        # A Dense head is first made with random weights; drawing them must not change the order of the sentences.
-        with torch.random.fork_rng():
-            saved = load_encoder(resume_from_checkpoint, device=str(self.args.device))
-        self.distiller.student.load_state_dict(saved.state_dict())
+        self._load_student(Path(resume_from_checkpoint), self.distiller.student)
         objectives = Path(resume_from_checkpoint) / layout.OBJECTIVES
         if objectives.is_file():
             self.distiller.objectives.load_state_dict(load_file(objectives))
 
     def _load_best_model(self) -> None:
-        logger.info("Taking the best checkpoint, %s", self.state.best_model_checkpoint)
-        self._load_from_checkpoint(str(self.state.best_model_checkpoint))
-
-
-class SentenceProgress(TrainerCallback):
-    """A progress bar with sentences per second and time left; a line at every log where there is no terminal."""
-
-    def __init__(self) -> None:
-        self.console = Console(stderr=True)
-        self.progress: Progress | None = None
-        self.started = 0.0
-        self.first_step = 0
-
-    def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        """Start the clock."""
-        self.started, self.first_step = time.monotonic(), state.global_step
-        if state.is_world_process_zero and self.console.is_terminal:
-            self.progress = Progress(
-                TextColumn("Distilling"), BarColumn(), MofNCompleteColumn(), TextColumn("{task.fields[figures]}"),
-                TimeRemainingColumn(), console=self.console,
-            )  # fmt: skip
-            self.task = self.progress.add_task("", total=state.max_steps, completed=state.global_step, figures="")
-            self.progress.start()
-
-    def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        """Move the bar."""
-        if self.progress is not None:
-            self.progress.update(self.task, completed=state.global_step)
-
-    def on_log(self, args: Any, state: Any, control: Any, logs: dict[str, float] | None = None, **kwargs: Any) -> None:
-        """Show the newest figures."""
-        if not state.is_world_process_zero or not logs or "train_runtime" in logs:
+        best = checkpoint_path(Path(self.args.output_dir), self.state.best_global_step)
+        if self.stop.requested:
             return
-        steps, seconds = state.global_step - self.first_step, time.monotonic() - self.started
-        per_step = args.train_batch_size * args.gradient_accumulation_steps * args.world_size
-        figures = " ".join(f"{name} {value:.4g}" for name, value in logs.items() if _is_for_people(name))
-        figures += f" | {steps * per_step / max(seconds, 1e-9):,.0f} sentences/s"
-        if self.progress is not None:
-            self.progress.update(self.task, figures=figures)
-        else:
-            left = seconds / max(steps, 1) * (state.max_steps - state.global_step)
-            logger.info(
-                "step %d/%d %s, %d:%02d left", state.global_step, state.max_steps, figures, left // 60, left % 60
-            )
+        if broken := broken_checksums(best):
+            logger.warning("The best checkpoint, %s, is damaged (%s): keeping the last weights", best, broken[0])
+            return
+        logger.info("Taking the best checkpoint, %s", best)
+        student = self._copy if self.is_deepspeed_enabled else self.distiller.student
+        if student is not None:
+            self._load_student(best, student)
+        self._has_best = True
 
-    def on_train_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        """Close the bar."""
-        if self.progress is not None:
-            self.progress.stop()
+    def _load_student(self, folder: Path, student: SentenceTransformer) -> None:
+        from distillabse.models.teacher import load_encoder
 
-
-def _is_for_people(name: str) -> bool:
-    return name != "epoch" and not name.startswith(PREFIX)
+        # A Dense head is first made with random weights; drawing them must not change the order of the sentences.
+        with torch.random.fork_rng():
+            saved = load_encoder(str(folder), device="cpu")
+        student.load_state_dict(saved.state_dict())
