@@ -3,17 +3,22 @@
 from __future__ import annotations
 
 import errno
+import fcntl
+import glob
 import hashlib
 import json
 import os
+import secrets
 import shutil
 import tempfile
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
 from distillabse.errors import DistillabseError, InputError, StorageError
+
+_LOCK = ".lock"
 
 
 @contextmanager
@@ -33,6 +38,42 @@ def new_folder(path: Path) -> Iterator[Path]:
             _replace_folder(temporary, path)
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
+
+
+@contextmanager
+def shared_folder(path: Path) -> Iterator[Path]:
+    """Like `new_folder` for a folder that several processes may write at once: the first to finish gives it its name.
+
+    What a later one has written is dropped. What killed processes have left beside `path` is removed first: a living
+    one holds a lock, which goes with it, on this machine or on another.
+
+    Raises:
+        StorageError: the disk is full or the place cannot be written.
+    """
+    with storage_errors(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        for leftover in path.parent.glob(f"{glob.escape(f'.{path.name}.')}*.building"):
+            _remove_unlocked(leftover)
+        # It gets the name by which others would remove it when its lock is held.
+        created = Path(tempfile.mkdtemp(prefix=f".{path.name}.", suffix=".new", dir=path.parent))
+        with (created / _LOCK).open("w") as lock:
+            with suppress(OSError):  # a file system without locks: others leave it alone, too
+                fcntl.flock(lock, fcntl.LOCK_EX)
+            temporary = created.rename(created.with_suffix(".building"))
+            try:
+                yield temporary
+                temporary.chmod(0o755)
+                _rename_if_first(temporary, path)
+            finally:
+                shutil.rmtree(temporary, ignore_errors=True)
+
+
+def remove_folder(path: Path) -> None:
+    """Remove a folder that other processes may look at: it is gone at once, and never seen half removed."""
+    with suppress(FileNotFoundError):
+        (path / _LOCK).touch()  # should this process be killed now, the next `shared_folder` removes the rest
+        aside = path.rename(path.with_name(f".{path.name}.{secrets.token_hex(4)}.building"))
+        shutil.rmtree(aside, ignore_errors=True)
 
 
 @contextmanager
@@ -105,6 +146,23 @@ def _replace_folder(new: Path, path: Path) -> None:
         raise
     finally:
         shutil.rmtree(previous, ignore_errors=True)
+
+
+def _rename_if_first(new: Path, path: Path) -> None:
+    try:
+        new.rename(path)
+    except OSError as error:
+        if error.errno not in (errno.ENOTEMPTY, errno.EEXIST):
+            raise
+    else:
+        (path / _LOCK).unlink()
+
+
+def _remove_unlocked(folder: Path) -> None:
+    """Remove a folder unless a process that lives holds its lock, or nothing can be said about that."""
+    with suppress(OSError), (folder / _LOCK).open("r+") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        shutil.rmtree(folder, ignore_errors=True)
 
 
 @contextmanager
