@@ -251,6 +251,13 @@ class TrainingConfig(Schema):
             raise ValueError("shard_teacher: with teacher_cache the teacher runs once, before training; set only one")
         return self
 
+    @field_validator("teacher_cache", mode="before")
+    @classmethod
+    def _folder_or_not(cls, value: Any) -> Any:
+        if not isinstance(value, (bool, str, Path)):
+            raise ValueError("must be true, false or a folder")
+        return value
+
 
 class AssistantConfig(TrainingConfig):
     """A teacher assistant (MiniLM, Wang et al. 2020): it learns from the teacher, and the student from it."""
