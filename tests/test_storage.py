@@ -1,9 +1,19 @@
 import errno
+import fcntl
 
 import pytest
 
 from distillabse.errors import InputError, StorageError
-from distillabse.storage import new_file, new_folder, read_json, sha256_of_file, sha256_of_json, write_json
+from distillabse.storage import (
+    new_file,
+    new_folder,
+    read_json,
+    remove_folder,
+    sha256_of_file,
+    sha256_of_json,
+    shared_folder,
+    write_json,
+)
 
 
 def leftovers(folder):
@@ -25,6 +35,40 @@ def test_a_folder_is_whole_or_absent(tmp_path):
     with new_folder(target) as folder:
         (folder / "b").write_text("3")
     assert leftovers(target) == ["b"] and leftovers(tmp_path) == ["product"]
+
+
+def test_of_two_writers_of_a_shared_folder_the_first_to_finish_is_kept(tmp_path):
+    target = tmp_path / "product"
+    with shared_folder(target) as slow:
+        (slow / "a").write_text("slow")
+        with shared_folder(target) as fast:
+            (fast / "a").write_text("fast")
+            assert slow.is_dir() and not target.exists()
+        assert (target / "a").read_text() == "fast"
+    with pytest.raises(RuntimeError), shared_folder(target):
+        raise RuntimeError
+    assert (target / "a").read_text() == "fast"
+    assert leftovers(tmp_path) == ["product"] and leftovers(target) == ["a"]
+    remove_folder(target)
+    remove_folder(target)
+    assert leftovers(tmp_path) == []
+
+
+def test_only_what_no_living_process_writes_is_removed(tmp_path):
+    for name in (".product.dead.building", ".product.alive.building", ".product.unknown.building", ".other.x.building"):
+        (tmp_path / name).mkdir()
+        if "unknown" not in name:
+            (tmp_path / name / ".lock").touch()
+    with (tmp_path / ".product.alive.building" / ".lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        with shared_folder(tmp_path / "product"):
+            pass
+    assert leftovers(tmp_path) == [
+        ".other.x.building",
+        ".product.alive.building",
+        ".product.unknown.building",
+        "product",
+    ]
 
 
 @pytest.mark.parametrize("writer", [new_file, new_folder])
