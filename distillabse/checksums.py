@@ -1,4 +1,4 @@
-"""A folder's list of SHA-256 sums, in the format of `sha256sum --check`: what tells a whole folder from a broken one."""
+"""A folder's SHA-256 sums, in the format of `sha256sum --check`: what tells a whole folder from a broken one."""
 
 from __future__ import annotations
 

@@ -65,7 +65,8 @@ def wait_for_main() -> None:
 @cache
 def _store() -> Any:
     """Key-value store that all processes reach, at the address that the launcher gave."""
-    from torch.distributed import DistError, PrefixStore, rendezvous
+    from torch.distributed import DistError, PrefixStore  # type: ignore[attr-defined]
+    from torch.distributed.rendezvous import rendezvous
 
     address = f"{os.environ.get('MASTER_ADDR', 'MASTER_ADDR')}:{os.environ.get('MASTER_PORT', 'MASTER_PORT')}"
     try:

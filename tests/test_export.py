@@ -8,11 +8,11 @@ import pytest
 from onnx import TensorProto, helper, numpy_helper
 
 from distillabse import layout
+from distillabse.checksums import broken_checksums
 from distillabse.config import EvaluationConfig, ExportConfig, GatesConfig, TeacherConfig
 from distillabse.corpus.records import Sentence
 from distillabse.encoder import Encoder, session
 from distillabse.evaluation.fidelity import row_cosines
-from distillabse.checksums import broken_checksums
 from distillabse.export.bundle import write_bundle
 from distillabse.export.graph import count_after_optimisation, export_graph
 from distillabse.export.quantize import quantize, quantize_columns

@@ -20,8 +20,8 @@ from distillabse.models.student import build_student
 from distillabse.models.teacher import load_encoder, load_teacher, transformer_of
 from distillabse.models.tokens import tokenise
 from distillabse.settings import training_arguments
-from distillabse.training.cache import build_cache
-from distillabse.training.data import PaddingCollator, training_dataset
+from distillabse.training.cache import cache_identity, teacher_cache
+from distillabse.training.data import PaddingCollator, TokenisedSentences, tokenised_sentences
 from distillabse.training.distiller import Distiller
 from distillabse.training.stage import distill, held_out_fidelity
 from distillabse.training.trainer import DistillationTrainer
@@ -153,8 +153,9 @@ def test_cached_teacher_signals_are_the_live_ones(encoder_folder, tmp_path, sent
     distiller = Distiller(
         build_student(teacher, DenseStudentConfig(layers=2)), teacher, [*OBJECTIVES, HiddenObjective()]
     )
-    dataset = training_dataset(teacher, sentences)
-    cache = build_cache(distiller, dataset, tmp_path, torch.device("cpu"), bf16=False)
+    dataset = tokenised_sentences(teacher, sentences)
+    identity = cache_identity(distiller, dataset, bf16=False)
+    cache = teacher_cache(distiller, dataset, tmp_path / "cache", identity, torch.device("cpu"))
     batch = PaddingCollator(0, cache=cache)([dataset[row] for row in (5, 2, 0)])
     cached = distiller(**batch)
     live = distiller(batch["input_ids"], batch["attention_mask"])
@@ -170,8 +171,37 @@ def test_training_with_a_cache_follows_training_without(encoder_folder, tmp_path
         config.teacher_cache = cached
         _, history = train(config, encoder_folder, tmp_path / str(cached))
         losses.append([entry["loss"] for entry in history["log"] if "loss" in entry])
-        assert not (tmp_path / str(cached) / "teacher-cache").exists()
+        assert (tmp_path / str(cached) / "teacher-cache").exists() == cached
     np.testing.assert_allclose(losses[1], losses[0], rtol=5e-3)
+
+
+def test_a_cache_at_a_path_stays_and_spares_the_next_job_its_teacher(encoder_folder, tmp_path, monkeypatch):
+    losses, calls = [], []
+    run = Distiller.teacher_signals
+    monkeypatch.setattr(Distiller, "teacher_signals", lambda self, **batch: calls.append(1) or run(self, **batch))
+    for number, layers in enumerate((2, 2, 1)):
+        config = job(encoder_folder, eval_steps=100, save_steps=100, load_best_model_at_end=False)
+        config.teacher_cache = tmp_path / "shared"
+        config.student.layers = layers
+        _, history = train(config, encoder_folder, tmp_path / str(number))
+        losses.append([entry["loss"] for entry in history["log"] if "loss" in entry])
+        assert len(calls) == 1  # 96 sentences are one batch of the teacher's
+    assert losses[0] == losses[1] != losses[2]
+    assert not (tmp_path / "0" / "teacher-cache").exists()
+
+
+def test_epochs_end_when_every_sentence_was_seen_that_often(encoder_folder, tmp_path, monkeypatch):
+    seen = []
+    read = TokenisedSentences.__getitems__
+    monkeypatch.setattr(TokenisedSentences, "__getitems__", lambda self, rows: seen.extend(rows) or read(self, rows))
+    config = job(encoder_folder, max_steps=-1, num_train_epochs=2, eval_steps=8, save_steps=8)
+    _, history = train(config, encoder_folder, tmp_path, texts=corpus(61))
+    counts = np.bincount(seen, minlength=61)
+    assert history["steps"] == 16 and counts.sum() == 128  # 15.25 batches of 8
+    assert counts.min() == 2 and counts.max() == 3
+    seen.clear()
+    _, history = train(config, encoder_folder, tmp_path / "resumed", str(tmp_path / "checkpoint-8"), corpus(61))
+    assert history["steps"] == 16 and (counts - np.bincount(seen, minlength=61) >= 0).all() and len(seen) == 64
 
 
 def test_frozen_embeddings_stay_the_teachers(encoder_folder, tmp_path):
@@ -219,15 +249,15 @@ def test_several_gpus_are_refused_with_the_remedy(encoder_folder, tmp_path):
     arguments = training_arguments(config, tmp_path)
     arguments._n_gpu = 2
     with pytest.raises(ConfigurationError, match=r"2 GPUs .*CUDA_VISIBLE_DEVICES=0"):
-        DistillationTrainer(distiller, arguments, training_dataset(teacher, ["one", "two"]))
+        DistillationTrainer(distiller, arguments, tokenised_sentences(teacher, ["one", "two"]))
 
 
 def test_tokens_are_those_of_encode(encoder_folder, sentences):
     teacher = load_teacher(TeacherConfig(model=str(encoder_folder)))
     rows = tokenise(teacher, sentences)
     assert rows == [teacher.tokenizer(text)["input_ids"] for text in sentences]
-    dataset = training_dataset(teacher, sentences)
-    assert dataset["length"] == [len(row) for row in rows]
+    dataset = tokenised_sentences(teacher, sentences)
+    assert [row["input_ids"].tolist() for row in dataset.__getitems__(range(len(rows)))] == rows
     assert len(tokenise(teacher, ["dog " * 500])[0]) == 64
 
 

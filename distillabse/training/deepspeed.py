@@ -79,7 +79,9 @@ def require_agreement(arguments: TrainingArguments, settings: dict[str, Any]) ->
     """
     mismatches = arguments.hf_deepspeed_config.mismatches
     if mismatches:
-        listed = "\n".join(f"  {line.removeprefix('- ').replace(' vs hf ', ', training block: ')}" for line in mismatches)
+        listed = "\n".join(
+            f"  {line.removeprefix('- ').replace(' vs hf ', ', training block: ')}" for line in mismatches
+        )
         raise ConfigurationError(
             f"training.deepspeed contradicts the training block:\n{listed}\n"
             'Write "auto" in the DeepSpeed settings: the training block then fills it in.'

@@ -24,9 +24,11 @@ from distillabse.models.reduction import REDUCTION_SAMPLE, fit_reduction, load_r
 from distillabse.models.student import build_student, with_unit_vectors
 from distillabse.models.teacher import load_teacher, training_teacher
 from distillabse.storage import new_folder, write_json
+from distillabse.training.cache import TeacherCache, cache_identity, open_cache, teacher_cache
 from distillabse.training.checkpoints import checkpoint_step, newest_checkpoint, require_same_steps
 from distillabse.training.data import TokenisedSentences, tokenise_corpus
 from distillabse.training.deepspeed import announce_checkpoint, universal_checkpoint
+from distillabse.training.distiller import Distiller
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -222,7 +224,6 @@ def distill(
     """
     from transformers import EarlyStoppingCallback
 
-    from distillabse.training.distiller import Distiller
     from distillabse.training.trainer import DistillationTrainer
 
     copied = None
@@ -261,6 +262,28 @@ def distill(
         "precision": "bf16" if arguments.bf16 else "fp16" if arguments.fp16 else "fp32",
         "resumed_from": Path(checkpoint).name if checkpoint else None,
     }
+
+
+def _teacher_cache(
+    config: JobConfig, distiller: Distiller, sentences: TokenisedSentences, arguments: TrainingArguments
+) -> TeacherCache:
+    """The teacher's signals: from a cache that is there, else the main process makes one for all."""
+    own = Path(str(arguments.output_dir)) / layout.TEACHER_CACHE
+    shared = config.teacher_cache.expanduser() if isinstance(config.teacher_cache, Path) else None
+    folder = shared or own
+    identity = cache_identity(distiller, sentences, arguments.bf16, config.teacher.model, config.teacher.revision)
+
+    def fill() -> None:
+        teacher_cache(distiller, sentences, folder, identity, arguments.device, replace=shared is None)
+
+    processes.agreed(fill)
+    cache = open_cache(sentences, folder, identity, verify=False)
+    if cache is None:
+        raise InputError(
+            f"Process {processes.rank()} does not see the teacher cache in {folder}. All nodes must share it: set "
+            "teacher_cache, or `output`, to a place on a shared file system."
+        )
+    return cache
 
 
 def held_out_fidelity(

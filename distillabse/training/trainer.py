@@ -187,7 +187,9 @@ class DistillationTrainer(Trainer):
         student, _ = self._whole()
         told: list[Any] = [{}]
         if self.args.should_save and self.held_out_fidelity is not None:
-            student.eval().to(self.args.device)
+            student.eval()
+            if student is self._copy:
+                student.to(self.args.device)
             told = [{f"{metric_key_prefix}_{name}": value for name, value in self.held_out_fidelity(student).items()}]
             if student is self._copy:
                 student.to("cpu")
