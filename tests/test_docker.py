@@ -1,4 +1,4 @@
-"""The images without a Docker engine: their own instructions, run in a folder, and a linter that knows their language."""
+"""The images without a Docker engine: their own instructions, run in a folder, and linters that know them."""
 
 import os
 import re
@@ -163,7 +163,10 @@ def test_the_training_image_has_what_deepspeed_builds_with():
     packages = next(words for what, words in instructions("train.Dockerfile") if "apt-get install" in words).split()
     assert {"g++", "ninja-build", "python3-dev", "pdsh", "openssh-client"} <= set(packages)
     variables = dict(
-        pair.split("=", 1) for what, words in instructions("train.Dockerfile") if what == "ENV" for pair in words.split()
+        pair.split("=", 1)
+        for what, words in instructions("train.Dockerfile")
+        if what == "ENV"
+        for pair in words.split()
     )
     assert variables["TORCH_EXTENSIONS_DIR"] == "/tmp/torch_extensions"  # any user may write there
 
@@ -171,7 +174,10 @@ def test_the_training_image_has_what_deepspeed_builds_with():
 @pytest.mark.parametrize("name", KINDS)
 def test_hadolint_finds_nothing(name):
     done = subprocess.run(
-        ["hadolint", "--no-color", ROOT / "docker" / name], env={**os.environ, "PATH": TOOLS}, capture_output=True, text=True
+        ["hadolint", "--no-color", ROOT / "docker" / name],
+        env={**os.environ, "PATH": TOOLS},
+        capture_output=True,
+        text=True,
     )
     assert done.returncode == 0, done.stdout + done.stderr
 
