@@ -77,8 +77,9 @@ def run(
     config: Config,
     overrides: Overrides = None,
     force: Annotated[bool, typer.Option("--force", help="Run every stage again.")] = False,
+    until: Annotated[str | None, typer.Option(help="Stop after this stage, e.g. distill.")] = None,
 ) -> None:
-    """Run the whole job; stages whose inputs have not changed are skipped.
+    """Run the whole job; stages whose inputs have not changed are skipped, and interrupted training goes on.
 
     Example: distillabse run quickstart training.num_train_epochs=1
     """
@@ -87,8 +88,8 @@ def run(
     from distillabse.processes import is_main
     from distillabse.storage import read_json
 
-    folder = run_job(_load(config, overrides), force=force)
-    if not is_main():
+    folder = run_job(_load(config, overrides), force=force, until=until)
+    if not is_main() or until not in (None, "report"):
         return
     console = Console()
     console.print(summary_table(read_json(folder.report_json)))

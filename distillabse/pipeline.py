@@ -28,7 +28,7 @@ from distillabse.layout import RunFolder
 from distillabse.models.shape import resolve_shape, transformer_shape
 from distillabse.models.teacher import teacher_settings
 from distillabse.settings import config_hash
-from distillabse.storage import new_file, read_json, sha256_of_json, write_json
+from distillabse.storage import new_file, read_json, remove_leftovers, sha256_of_json, write_json
 from distillabse.training.checkpoints import has_whole_checkpoint
 from distillabse.training.stage import assistant_stage, distill_stage
 from distillabse.vocabulary.stage import vocabulary_stage
@@ -77,14 +77,16 @@ _MAY_CHANGE = {
 }  # fmt: skip
 
 
-def run_job(config: JobConfig, *, force: bool = False) -> RunFolder:
-    """Run every stage whose inputs have changed since it last ran; `force` runs them all.
+def run_job(config: JobConfig, *, force: bool = False, until: str | None = None) -> RunFolder:
+    """Run every stage, or those up to `until`, whose inputs have changed since they last ran; `force` runs them all.
 
     An interrupted training goes on from its newest checkpoint. Where a launcher started several processes, all of them
     train; the main one alone runs the other stages.
     """
-    run = prepare(config)
-    for name in filter(_takes_part, stages_of(config)):
+    run, names = prepare(config), stages_of(config)
+    if until is not None and until not in names:
+        raise ConfigurationError(f"--until {until}: this job has no such stage. Its stages: {', '.join(names)}.")
+    for name in filter(_takes_part, names[: names.index(until) + 1] if until else names):
         if _decided(name, partial(_may_skip, name, config, run, force)):
             logger.info("%s: nothing has changed, skipped", name)
         else:
@@ -131,6 +133,8 @@ def run_stage(name: str, config: JobConfig, run: RunFolder, *, resume: bool = Fa
                 f"{name} builds on {needed}, which has not run in {run.root}. Run `distillabse {needed}` first."
             )
     logger.info("%s", name)
+    if processes.is_main():
+        remove_leftovers(run.product(name))
     fingerprint = sha256_of_json(_inputs(name, config, run))
     if name in _TRAINED:
         resumes = processes.agreed(partial(_claim_checkpoints, name, config, run, resume))

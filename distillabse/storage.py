@@ -40,6 +40,12 @@ def new_folder(path: Path) -> Iterator[Path]:
         shutil.rmtree(temporary, ignore_errors=True)
 
 
+def remove_leftovers(path: Path) -> None:
+    """Remove what a killed process left of its `new_folder(path)`; call it where no other one writes `path`."""
+    for leftover in path.parent.glob(f".{glob.escape(path.name)}.*.partial"):
+        shutil.rmtree(leftover, ignore_errors=True)
+
+
 @contextmanager
 def shared_folder(path: Path) -> Iterator[Path]:
     """Like `new_folder` for a folder that several processes may write at once: the first to finish gives it its name.

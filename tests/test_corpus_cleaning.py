@@ -3,17 +3,20 @@ from __future__ import annotations
 import pytest
 
 from distillabse.config import CleaningConfig
-from distillabse.corpus.cleaning import Cleaner, clean_text, display_width, normalised_key, stable_hash
+from distillabse.corpus.cleaning import Duplicates, clean, clean_text, display_width, normalised_key, stable_hash
 from distillabse.corpus.records import Record, Rejected
 
 
 def outcomes(*rows, **config):
     """What becomes of each row, a text or a pair of texts: the cleaned texts or the reason."""
-    cleaner = Cleaner(CleaningConfig(**config))
+    settings = CleaningConfig(**config)
+    duplicates = Duplicates(settings)
     results = []
     for row in rows:
         text, translation = row if isinstance(row, tuple) else (row, None)
-        result = cleaner.clean(Record(text, "en", translation, translation and "de", "s", "g"))
+        result = clean(Record(text, "en", translation, translation and "de", "s", "g"), settings)
+        if isinstance(result, Record):
+            result = duplicates.rejected(result) or result
         if isinstance(result, Rejected):
             results.append(result.reason)
         else:

@@ -122,10 +122,22 @@ class CorpusConfig(Schema):
     temperature: float = Field(
         1.0, ge=1.0, description="Languages are drawn in proportion to count^(1/temperature); needs max_sentences."
     )
+    streaming: bool = Field(
+        False,
+        description="Build the corpus on disk, in memory that does not grow with it; vocabulary and training then read "
+        "it row by row too. Needs split.max_dev and max_test. Slightly more rows than otherwise are in no split: all "
+        "that share a text or group with a held-out row.",
+    )
     rejected_sample: int = Field(20, ge=0, description="Rejected lines kept to look at, of each source and reason.")
 
     @model_validator(mode="after")
     def _temperature_needs_a_total(self) -> CorpusConfig:
         if self.temperature != 1.0 and self.max_sentences is None:
             raise ValueError("temperature mixes languages within a total: set corpus.max_sentences too")
+        return self
+
+    @model_validator(mode="after")
+    def _streaming_needs_bounds(self) -> CorpusConfig:
+        if self.streaming and None in (self.split.max_dev, self.split.max_test):
+            raise ValueError("streaming keeps dev and test in memory: set corpus.split.max_dev and max_test")
         return self

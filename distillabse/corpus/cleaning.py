@@ -22,52 +22,54 @@ _INVISIBLE = re.compile(
 _DIGITS = re.compile(r"\d+")
 
 
-class Cleaner:
-    """Cleans records and remembers them, so that later duplicates are found.
+def clean(record: Record, config: CleaningConfig) -> Record | Rejected:
+    """The cleaned record, or why it is dropped; what was read before does not matter."""
+    sides = texts_of(record)
+    cleaned = [clean_text(side, config.normalization) for side in sides]
+    if reason := _fault(cleaned, config):
+        return rejected(record.source, None, reason, " | ".join(sides))
+    translation = None if record.translation is None else cleaned[1]
+    return Record(cleaned[0], record.language, translation, record.translation_language, record.source, record.group)
+
+
+class Duplicates:
+    """Remembers clean records, so that later duplicates are found.
 
     Memory: two sets of 64-bit hashes, about 150 bytes a record, whatever its length.
     """
 
     def __init__(self, config: CleaningConfig) -> None:
-        self._config = config
+        self._near_duplicates = config.near_duplicates
         self._exact: set[int] = set()
         self._near: set[int] = set()
 
-    def clean(self, record: Record) -> Record | Rejected:
-        """The cleaned record, or why it is dropped."""
-        sides = [record.text] if record.translation is None else [record.text, record.translation]
-        cleaned = [clean_text(side, self._config.normalization) for side in sides]
-        if reason := self._fault(cleaned):
-            return rejected(record.source, None, reason, " | ".join(sides))
-        translation = None if record.translation is None else cleaned[1]
-        return Record(
-            cleaned[0], record.language, translation, record.translation_language, record.source, record.group
-        )
-
-    def _fault(self, sides: list[str]) -> str | None:
-        config = self._config
-        if min(map(len, sides)) < config.min_characters:
-            return "too short"
-        if max(map(len, sides)) > config.max_characters:
-            return "too long"
-        if len(sides) == 2:
-            widths = [display_width(side) for side in sides]
-            if max(widths) > config.max_length_ratio * min(widths):
-                return "length ratio"
-            if sides[0] == sides[1]:
-                return "identical sides"
+    def rejected(self, record: Record) -> Rejected | None:
+        """Why a clean record is dropped, if it is."""
+        sides = texts_of(record)
         if _seen(self._exact, sides):
-            return EXACT_DUPLICATE
-        if config.near_duplicates and _seen(self._near, [_DIGITS.sub("0", normalised_key(side)) for side in sides]):
-            return NEAR_DUPLICATE
+            return duplicate(record, EXACT_DUPLICATE)
+        if self._near_duplicates and _seen(self._near, [near_key(side) for side in sides]):
+            return duplicate(record, NEAR_DUPLICATE)
         return None
+
+
+def duplicate(record: Record, reason: str) -> Rejected:
+    """A clean record that is dropped as a duplicate."""
+    return rejected(record.source, None, reason, " | ".join(texts_of(record)))
+
+
+def texts_of(record: Record) -> list[str]:
+    """The text and, in a pair, its translation."""
+    return [record.text] if record.translation is None else [record.text, record.translation]
 
 
 def clean_text(text: str, normalization: Literal["NFC", "NFKC", "none"]) -> str:
     """Unicode-normalised text without control or invisible characters, white space collapsed to single spaces."""
     if normalization != "none":
         text = unicodedata.normalize(normalization, text)
-    return " ".join(_INVISIBLE.sub("", text).split())
+    if not text.isprintable():  # None of the invisible ones is printable, and asking is faster than searching.
+        text = _INVISIBLE.sub("", text)
+    return " ".join(text.split())
 
 
 def normalised_key(text: str) -> str:
@@ -77,6 +79,11 @@ def normalised_key(text: str) -> str:
     """
     folded = unicodedata.normalize("NFKC", text).casefold()
     return folded.translate(_LETTERS_MARKS_DIGITS) or folded
+
+
+def near_key(text: str) -> str:
+    """`normalised_key` with every number the same: what near duplicates have in common."""
+    return _DIGITS.sub("0", normalised_key(text))
 
 
 def display_width(text: str) -> int:
@@ -89,6 +96,20 @@ def display_width(text: str) -> int:
 def stable_hash(text: str) -> int:
     """A 64-bit hash that is the same in every process and on every machine."""
     return int.from_bytes(hashlib.blake2b(text.encode(), digest_size=8).digest(), "little")
+
+
+def _fault(sides: list[str], config: CleaningConfig) -> str | None:
+    if min(map(len, sides)) < config.min_characters:
+        return "too short"
+    if max(map(len, sides)) > config.max_characters:
+        return "too long"
+    if len(sides) == 2:
+        widths = [display_width(side) for side in sides]
+        if max(widths) > config.max_length_ratio * min(widths):
+            return "length ratio"
+        if sides[0] == sides[1]:
+            return "identical sides"
+    return None
 
 
 def _seen(hashes: set[int], texts: list[str]) -> bool:

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from itertools import islice
+from itertools import islice, starmap
 from pathlib import Path
 
 import pyarrow as pa
@@ -25,7 +25,7 @@ SCHEMA = pa.schema(
     ]
 )
 _LABELS = ("language", "translation_language", "source", "group")
-_ROWS_PER_WRITE = 1 << 16
+ROWS_PER_WRITE = 1 << 16
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,9 +91,23 @@ def write_records(path: Path, records: Iterable[Record]) -> None:
         StorageError: the disk is full or the place cannot be written.
     """
     remaining = iter(records)
+    write_tables(path, map(to_table, iter(lambda: list(islice(remaining, ROWS_PER_WRITE)), [])))
+
+
+def write_tables(path: Path, tables: Iterable[pa.Table]) -> None:
+    """Write tables with the columns of `SCHEMA` as Parquet, a row group for each, whole or not at all.
+
+    Raises:
+        StorageError: the disk is full or the place cannot be written.
+    """
     with new_file(path) as temporary, pq.ParquetWriter(temporary, SCHEMA, compression="zstd") as writer:
-        while rows := list(islice(remaining, _ROWS_PER_WRITE)):
-            writer.write_table(pa.table({name: [getattr(row, name) for row in rows] for name in SCHEMA.names}, SCHEMA))
+        for table in tables:
+            writer.write_table(table)
+
+
+def to_table(records: Sequence[Record]) -> pa.Table:
+    """The records as an Arrow table with the columns of `SCHEMA`."""
+    return pa.table({name: [getattr(row, name) for row in records] for name in SCHEMA.names}, SCHEMA)
 
 
 def read_records(path: Path) -> list[Record]:
@@ -102,14 +116,63 @@ def read_records(path: Path) -> list[Record]:
     Raises:
         InputError: the file is missing or is not a split of a corpus.
     """
+    return list(iterate_records(path))
+
+
+def iterate_records(path: Path) -> Iterator[Record]:
+    """Read what `write_records` wrote, row by row, in constant memory.
+
+    Raises:
+        InputError: the file is missing or is not a split of a corpus.
+    """
+    for batch in iterate_batches(path):
+        yield from to_records(batch)
+
+
+def iterate_batches(path: Path) -> Iterator[pa.RecordBatch]:
+    """Read what `write_records` wrote as Arrow record batches of a few ten thousand rows, with the columns of `SCHEMA`.
+
+    Raises:
+        InputError: the file is missing or is not a split of a corpus.
+    """
     remedy = "Run the corpus stage (`distillabse corpus`) first."
     try:
-        table = pq.read_table(path, columns=SCHEMA.names, partitioning=None)
-        columns = {name: table.column(name).to_pylist() for name in SCHEMA.names}
+        with pq.ParquetFile(path) as file:
+            if missing := [name for name in SCHEMA.names if name not in file.schema_arrow.names]:
+                raise pa.ArrowInvalid(f"no column {', '.join(missing)}")
+            for batch in file.iter_batches(columns=SCHEMA.names):
+                batch.validate(full=True)  # Parquet does not check its strings.
+                yield batch
     except FileNotFoundError:
         raise InputError(f"{path} does not exist. {remedy}") from None
-    except (pa.ArrowException, KeyError, OSError, UnicodeDecodeError) as error:
+    except (pa.ArrowException, OSError) as error:
         raise InputError(f"{path} is not a split of a corpus ({error}). {remedy}") from None
+
+
+def to_records(rows: pa.Table | pa.RecordBatch) -> list[Record]:
+    """The rows of an Arrow table that has the columns of `SCHEMA`, and maybe more."""
+    columns = {name: rows.column(name).to_pylist() for name in SCHEMA.names}
     for name in _LABELS:  # A few values stand in millions of rows: keep one object for each.
         columns[name] = [value if value is None else sys.intern(value) for value in columns[name]]
-    return [Record(*row) for row in zip(*columns.values(), strict=True)]
+    return list(starmap(Record, zip(*columns.values(), strict=True)))
+
+
+def training_texts(path: Path, distinct: bool) -> Iterator[str]:
+    """The texts of both sides of a split's rows.
+
+    Args:
+        path: What `write_records` wrote.
+        distinct: Each text once, in first-seen order, which takes memory for all of them; otherwise every side of every
+            row, in constant memory.
+
+    Raises:
+        InputError: the file is missing or is not a split of a corpus.
+    """
+    records = iterate_records(path)
+    if distinct:
+        yield from (sentence.text for sentence in sentences(records))
+    else:
+        for record in records:
+            yield record.text
+            if record.translation is not None:
+                yield record.translation

@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from itertools import islice
 
 from distillabse.config import FileSource, HubSource, MosesSource, Source
 from distillabse.corpus.files import read_files, read_moses
 from distillabse.corpus.hub import read_hub
 from distillabse.corpus.phrasebook import read_phrasebook
+from distillabse.corpus.progress import rows_progress
 from distillabse.corpus.records import Record, Rejected
 from distillabse.errors import InputError
+
+_ROWS_PER_UPDATE = 1000
 
 
 def read_source(source: Source, seed: int) -> Iterator[Record | Rejected]:
@@ -35,6 +38,20 @@ def read_source(source: Source, seed: int) -> Iterator[Record | Rejected]:
     if not usable:
         why = ", ".join(f"{count:,} rows: {reason}" for reason, count in reasons.items()) or "no row passes `where`"
         raise InputError(f"The source {source.model_dump(exclude_defaults=True)} gives no usable row ({why}).")
+
+
+def read_sources(sources: Sequence[Source], seed: int) -> Iterator[Record | Rejected]:
+    """Read all sources, one after another, with a progress bar on a terminal.
+
+    Raises:
+        InputError: a source cannot be used.
+    """
+    with rows_progress() as show:
+        rows = (row for source in sources for row in read_source(source, seed))
+        for number, row in enumerate(rows, start=1):
+            yield row
+            if number % _ROWS_PER_UPDATE == 0:
+                show(number, f"Reading {row.source}")
 
 
 def _rows(source: Source, seed: int) -> Iterator[Record | Rejected]:

@@ -80,10 +80,37 @@ def mix_languages(records: Sequence[Record], max_sentences: int | None, temperat
         rows[record.translation_language or record.language].append(row)
     counts = {language: len(rows[language]) for language in sorted(rows)}
     total = len(records) if max_sentences is None else min(max_sentences, len(records))
-    quotas = _quotas(counts, total, temperature)
+    quotas = language_quotas(counts, total, temperature)
     chosen = sorted(row for language, quota in quotas.items() for row in generator.sample(rows[language], quota))
     generator.shuffle(chosen)
     return [records[row] for row in chosen]
+
+
+def language_quotas(counts: dict[str, int], total: int, temperature: float) -> dict[str, int]:
+    """Rows to draw of each language: water-filling, then largest remainders, so that they add up to `total`.
+
+    Args:
+        counts: Rows there are of each language.
+        total: Rows to draw in all, at most as many as there are.
+        temperature: As in `mix_languages`.
+    """
+    weights = {language: count ** (1 / temperature) for language, count in counts.items()}
+    parts: dict[str, float] = {}
+    free = set(counts)
+    while free:
+        rest = total - sum(parts.values())
+        weight = sum(weights[language] for language in free)
+        full = {language for language in free if rest * weights[language] / weight >= counts[language]}
+        if not full:
+            parts |= {language: rest * weights[language] / weight for language in free}
+            break
+        parts |= {language: counts[language] for language in full}
+        free -= full
+    quotas = {language: int(parts[language]) for language in counts}
+    by_remainder = sorted(counts, key=lambda language: (quotas[language] - parts[language], language))
+    for language in by_remainder[: total - sum(quotas.values())]:
+        quotas[language] += 1
+    return quotas
 
 
 def _shares(config: SplitConfig) -> dict[str, float]:
@@ -119,24 +146,3 @@ def _fill(sizes: NDArray[Any], names: NDArray[np.uint64], room: dict[str, int], 
             sides[component] = side
             room[side] -= int(sizes[component])
     return sides
-
-
-def _quotas(counts: dict[str, int], total: int, temperature: float) -> dict[str, int]:
-    """Rows to draw of each language: water-filling, then largest remainders, so that they add up to `total`."""
-    weights = {language: count ** (1 / temperature) for language, count in counts.items()}
-    parts: dict[str, float] = {}
-    free = set(counts)
-    while free:
-        rest = total - sum(parts.values())
-        weight = sum(weights[language] for language in free)
-        full = {language for language in free if rest * weights[language] / weight >= counts[language]}
-        if not full:
-            parts |= {language: rest * weights[language] / weight for language in free}
-            break
-        parts |= {language: counts[language] for language in full}
-        free -= full
-    quotas = {language: int(parts[language]) for language in counts}
-    by_remainder = sorted(counts, key=lambda language: (quotas[language] - parts[language], language))
-    for language in by_remainder[: total - sum(quotas.values())]:
-        quotas[language] += 1
-    return quotas
