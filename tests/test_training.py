@@ -64,7 +64,8 @@ def train(config, folder, output, checkpoint=None, texts=None):
     student = build_student(teacher, config.student)
     held_out = held_out_fidelity(teacher, corpus(40, seed=1))
     arguments = training_arguments(config, output)
-    return student, distill(config, teacher, student, texts or corpus(96), held_out, arguments, checkpoint)
+    text = tokenised_sentences(teacher, texts or corpus(96))
+    return student, distill(config, teacher, student, text, held_out, arguments, checkpoint)
 
 
 def batch_of(encoder, texts):

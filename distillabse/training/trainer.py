@@ -187,12 +187,10 @@ class DistillationTrainer(Trainer):
         student, _ = self._whole()
         told: list[Any] = [{}]
         if self.args.should_save and self.held_out_fidelity is not None:
-            student.eval()
-            if student is self._copy:
-                student.to(self.args.device)
+            device = student.device
+            student.eval().to(self.args.device)  # the copy rests on the CPU
             told = [{f"{metric_key_prefix}_{name}": value for name, value in self.held_out_fidelity(student).items()}]
-            if student is self._copy:
-                student.to("cpu")
+            student.to(device)
         self.distiller.student.train()
         metrics: dict[str, float] = broadcast_object_list(told)[0]
         self.log(dict(metrics))
