@@ -155,7 +155,7 @@ def teacher_digest(teacher: SentenceTransformer) -> str:
             digest.update(f"{name} {tuple(tensor.shape)} {tensor.dtype}\n".encode())
             digest.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data)
     settings = transformer_of(teacher).config.to_dict()
-    modules: list[Any] = [(type(module).__name__, getattr(module, "get_config_dict", dict)()) for module in teacher]
+    modules = [f"{type(module).__name__} {getattr(module, 'get_config_dict', dict)()}" for module in teacher]
     transient = ("_name_or_path", "transformers_version", "architectures")
     return sha256_of_json(
         {
@@ -270,14 +270,19 @@ def _holds_cache(folder: Path) -> bool:
     Raises:
         ConfigurationError: there is something that is no cache, and so not for this job to remove.
     """
-    if not folder.exists() or (folder.is_dir() and not any(folder.iterdir())):
+    try:
+        # One look: another process may put a cache there or take one away at any time.
+        names = {path.name for path in folder.iterdir()}
+    except FileNotFoundError:
         return False
-    if not (folder / layout.CACHE_RECORD).is_file():
+    except NotADirectoryError:
+        names = {folder.name}
+    if names and layout.CACHE_RECORD not in names:
         raise ConfigurationError(
             f"teacher_cache: {folder} holds something that is no teacher cache (there is no {layout.CACHE_RECORD}). "
             "Name a folder of its own."
         )
-    return True
+    return bool(names)
 
 
 def _differences(kept: dict[str, Any], identity: CacheIdentity) -> list[str]:
@@ -300,6 +305,7 @@ def _shown(part: str, identity: dict[str, Any]) -> str:
 
 def _damage(folder: Path, record: dict[str, Any]) -> str | None:
     """What is wrong with the files, if anything."""
+    logger.info("Checking the teacher cache in %s", folder)
     for name in (layout.CACHE_SENTENCES, *_tap_files(record["made_from"]["taps"])):
         if not (folder / name).is_file():
             return f"{name} is missing"
