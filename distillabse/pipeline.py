@@ -83,6 +83,7 @@ def run_job(config: JobConfig, *, force: bool = False, until: str | None = None)
     An interrupted training goes on from its newest checkpoint. Where a launcher started several processes, all of them
     train; the main one alone runs the other stages.
     """
+    processes.wait_for_main()  # what keeps the processes apart is told before hours of work
     run, names = prepare(config), stages_of(config)
     if until is not None and until not in names:
         raise ConfigurationError(f"--until {until}: this job has no such stage. Its stages: {', '.join(names)}.")
@@ -127,6 +128,8 @@ def run_stage(name: str, config: JobConfig, run: RunFolder, *, resume: bool = Fa
         raise ConfigurationError(f"{name}: this configuration has no `{name}` block. Add one, or leave the stage out.")
     if not _takes_part(name):
         return
+    if name in _TRAINED:
+        processes.wait_for_main()
     for needed in _before(name, config):
         if not run.stamp(needed).is_file():
             raise InputError(

@@ -96,7 +96,8 @@ def new_file(path: Path) -> Iterator[Path]:
             yield temporary
             temporary.replace(path)
     finally:
-        temporary.unlink(missing_ok=True)
+        with suppress(OSError):
+            temporary.unlink(missing_ok=True)
 
 
 def write_json(path: Path, value: Any) -> None:
@@ -186,6 +187,6 @@ def storage_errors(path: Path) -> Iterator[None]:
                 f"No space left on the disk while writing {path}. Free some space, or choose another place with "
                 f"`output=...`, and run the same command again; anything that was there before is intact."
             ) from error
-        if number in (errno.EACCES, errno.EROFS, errno.EPERM):
+        if number in (errno.EACCES, errno.EROFS, errno.EPERM, errno.ENOTDIR):
             raise StorageError(f"{path} cannot be written ({error}). Choose another place.") from error
         raise

@@ -20,7 +20,7 @@ from tiny import JOB_WORDS
 from distillabse import processes
 from distillabse.config import JobConfig, TeacherConfig
 from distillabse.models.student import build_student
-from distillabse.models.teacher import load_teacher
+from distillabse.models.teacher import load_teacher, transformer_of
 
 OBJECTIVES = [
     {"kind": "cosine"}, {"kind": "minilm", "weight": 0.5}, {"kind": "hidden", "weight": 2.0},
@@ -40,8 +40,9 @@ def corpus(n, seed=0):
 
 
 def job(teacher, output, **settings):
-    """What a worker is told: `settings` are of `training`, or `checkpoint`, `student` and `shard_teacher`."""
-    blocks = {name: settings.pop(name) for name in ("student", "shard_teacher", "checkpoint") if name in settings}
+    """What a worker is told: `settings` are of `training`, or one of these."""
+    others = ("student", "shard_teacher", "checkpoint", "shared_weight")
+    blocks = {name: settings.pop(name) for name in others if name in settings}
     return {"teacher": str(teacher), "output": str(output), "training": {**TRAINING, **settings}, **blocks}
 
 
@@ -64,6 +65,9 @@ def train(job):
     arguments = trainer_arguments(config, Path(job["output"]))
     teacher = load_teacher(TeacherConfig(model=job["teacher"]))
     student = build_student(teacher, config.student)
+    if job.get("shared_weight"):
+        first, second = transformer_of(student).encoder.layer
+        second.attention.self.query.weight = first.attention.self.query.weight
     held_out = held_out_fidelity(teacher, corpus(30, seed=1)) if processes.is_main() else None
     history = distill(
         config, teacher, student, tokenised_sentences(teacher, corpus(100)), held_out, arguments, job.get("checkpoint")
@@ -86,14 +90,14 @@ def result(student, history):
     }
 
 
-def launch(jobs, folder, processes=2):
+def launch(jobs, folder, processes=2, name="jobs"):
     """What came of each of these jobs, by name, one after another in `processes`.
 
     A process may abort while it exits, after its work, so there is one more try.
     """
     if shutil.which("c++") is None and any(job["training"].get("deepspeed") for job in jobs.values()):
         pytest.skip("DeepSpeed builds an operator with a C++ compiler, and there is no c++")
-    file = folder / f"{'-'.join(jobs)}.json"
+    file = folder / f"{name}.json"
     file.write_text(json.dumps(jobs), encoding="utf-8")
     done = file.with_suffix(".result.json")
     for _ in range(2):

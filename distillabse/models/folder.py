@@ -7,8 +7,12 @@ what is written.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+
+from torch import nn
 
 from distillabse import layout
 from distillabse.models.teacher import no_progress_bars
@@ -27,8 +31,11 @@ _TRANSIENT_TOKENIZER_KEYS = (
 
 
 def save_encoder(encoder: SentenceTransformer, folder: Path) -> None:
-    """Write weights (safetensors), tokenizer and module settings in their portable spelling into `folder`."""
-    with no_progress_bars():
+    """Write weights (safetensors), tokenizer and module settings in their portable spelling into `folder`.
+
+    Modules that share a weight are written with one each: the folder gives the same vectors.
+    """
+    with no_progress_bars(), _unshared_weights(encoder):
         encoder.save(str(folder), create_model_card=False)
     for weights in folder.rglob("*.safetensors"):
         # safetensors writes for the owner alone; whoever serves the folder must read it.
@@ -36,6 +43,25 @@ def save_encoder(encoder: SentenceTransformer, folder: Path) -> None:
     _portable_modules(folder)
     _portable_tokenizer(encoder, folder)
     write_transformer_settings(encoder, folder)
+
+
+@contextmanager
+def _unshared_weights(encoder: SentenceTransformer) -> Iterator[None]:
+    """While this is open every module has weights of its own: transformers refuses to write shared ones."""
+    seen: set[int] = set()
+    shared = []
+    for module in encoder.modules():
+        for name, weight in module.named_parameters(recurse=False):
+            if id(weight) in seen:
+                shared.append((module, name, weight))
+            seen.add(id(weight))
+    for module, name, weight in shared:
+        setattr(module, name, nn.Parameter(weight.detach().clone()))
+    try:
+        yield
+    finally:
+        for module, name, weight in shared:
+            setattr(module, name, weight)
 
 
 def write_transformer_settings(encoder: SentenceTransformer, folder: Path) -> None:

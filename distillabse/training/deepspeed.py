@@ -55,9 +55,9 @@ def read_settings(value: str | dict[str, Any], shipped: dict[str, Path]) -> dict
 
 
 def zero_stage(settings: dict[str, Any]) -> Any:
-    """The ZeRO stage of DeepSpeed settings; 0 where they name none."""
-    block = settings.get("zero_optimization", {})
-    return block.get("stage", 0) if isinstance(block, dict) else None
+    """The ZeRO stage of DeepSpeed settings; None where they name none."""
+    block = settings.get("zero_optimization")
+    return block.get("stage") if isinstance(block, dict) else None
 
 
 def default_bf16(settings: dict[str, Any], fast: bool) -> bool:
