@@ -1,9 +1,19 @@
 from __future__ import annotations
 
+import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from distillabse.corpus.records import Record, Sentence, read_records, sentences, write_records
+from distillabse.corpus.records import (
+    Record,
+    Sentence,
+    count_records,
+    iterate_records,
+    read_records,
+    sentences,
+    training_texts,
+    write_records,
+)
 from distillabse.errors import InputError
 
 PAIR = Record("Hello", "en", "Hallo", "de", "a.tsv", "g1")
@@ -36,6 +46,33 @@ def test_a_missing_or_damaged_split_names_the_stage_to_run(tmp_path):
 def test_sentences_are_distinct_and_in_first_seen_order():
     records = [PAIR, MONOLINGUAL, Record("Hallo", "nl", "Hello", "en")]
     assert sentences(records) == [Sentence("Hello", "en"), Sentence("Hallo", "de"), Sentence("Guten Tag ☕", "de")]
+
+
+def test_rows_are_read_one_by_one(tmp_path):
+    path = tmp_path / "train.parquet"
+    write_records(path, (Record(f"text {row}", "en", source="s", group=None) for row in range(70_000)))
+    assert count_records(path) == 70_000
+    rows = iterate_records(path)
+    assert next(rows) == Record("text 0", "en", source="s")
+    assert sum(1 for _ in rows) == 69_999
+
+
+def test_training_texts_are_distinct_or_every_side(tmp_path):
+    path = tmp_path / "train.parquet"
+    write_records(path, [PAIR, MONOLINGUAL, Record("Hallo", "de"), PAIR])
+    assert list(training_texts(path, distinct=True)) == ["Hello", "Hallo", "Guten Tag ☕"]
+    assert list(training_texts(path, distinct=False)) == ["Hello", "Hallo", "Guten Tag ☕", "Hallo", "Hello", "Hallo"]
+    for read in (count_records, lambda path: list(training_texts(path, distinct=False))):
+        with pytest.raises(InputError, match=r"does not exist.*distillabse corpus"):
+            read(tmp_path / "dev.parquet")
+
+
+def test_broken_text_in_a_split_is_found(tmp_path):
+    table = pq.read_table(_written(tmp_path))
+    broken = pa.array([b"\xff"]).view(pa.string())
+    pq.write_table(table.set_column(0, table.schema.field(0), broken), tmp_path / "dev.parquet")
+    with pytest.raises(InputError, match="not a split of a corpus"):
+        read_records(tmp_path / "dev.parquet")
 
 
 def _written(folder):

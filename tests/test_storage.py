@@ -9,6 +9,7 @@ from distillabse.storage import (
     new_folder,
     read_json,
     remove_folder,
+    remove_leftovers,
     sha256_of_file,
     sha256_of_json,
     shared_folder,
@@ -81,6 +82,18 @@ def test_a_full_disk_is_one_clear_error_and_the_old_result_stays(tmp_path, write
         raise OSError(errno.ENOSPC, "No space left on device")
     assert (target / "a" if writer is new_folder else target).read_text() == "old"
     assert leftovers(tmp_path) == ["product"]
+
+
+def test_leftovers_of_a_killed_process_are_removed(tmp_path):
+    killed = new_folder(tmp_path / "product")
+    (killed.__enter__() / "half").write_text("x")
+    with new_folder(tmp_path / "product") as folder:
+        (folder / "a").write_text("1")
+    (tmp_path / ".products.x.partial").mkdir()
+    assert len(leftovers(tmp_path)) == 3
+    remove_leftovers(tmp_path / "product")
+    assert leftovers(tmp_path) == [".products.x.partial", "product"]
+    remove_leftovers(tmp_path / "absent" / "product")
 
 
 def test_json_round_trip_and_errors(tmp_path):

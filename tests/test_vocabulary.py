@@ -10,7 +10,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
 
-from distillabse.config import JobConfig, TeacherConfig, VocabularyConfig
+from distillabse.config import CorpusConfig, JobConfig, PhrasebookSource, TeacherConfig, VocabularyConfig
 from distillabse.corpus.records import Record, Sentence, write_records
 from distillabse.errors import ConfigurationError, InputError
 from distillabse.layout import RunFolder
@@ -574,7 +574,7 @@ def test_table_for_people(plain):
     assert "11 are kept" in text and "100.0%" in text and "1.0 → 1.0" in text
 
 
-def test_stage_writes_the_trimmed_teacher(encoders, tmp_path):
+def test_stage_writes_the_trimmed_teacher(encoders, tmp_path, monkeypatch):
     folder = tmp_path / "teacher"
     save_encoder(encoders["byte_bpe"], folder)
     records = [Record(text, "en" if text.isascii() else "xx") for text in TEXT]
@@ -582,9 +582,11 @@ def test_stage_writes_the_trimmed_teacher(encoders, tmp_path):
     write_records(run.split("train"), records)
     write_records(run.split("dev"), records[:3])
 
-    def config(**vocabulary):
+    def config(streaming=False, **vocabulary):
         return JobConfig.model_construct(
-            teacher=TeacherConfig(model=str(folder)), vocabulary=VocabularyConfig(**vocabulary)
+            corpus=CorpusConfig(sources=[PhrasebookSource()], streaming=streaming),
+            teacher=TeacherConfig(model=str(folder)),
+            vocabulary=VocabularyConfig(**vocabulary),
         )
 
     vocabulary_stage(config(), run)
@@ -599,6 +601,13 @@ def test_stage_writes_the_trimmed_teacher(encoders, tmp_path):
     assert len(trimmed.tokenizer) == report["rows_kept"] == len(counts) < report["rows"]
     assert counts.sum() == sum(map(len, tokenise(trimmed, TEXT)))
     assert report["languages"]["en"]["identical"] is not None and report["languages"]["en"]["tokens_kept"] >= 0.9
+    assert "corpus_rows" not in report
+
+    monkeypatch.setattr("distillabse.vocabulary.stage.STREAMED_ROWS", 5)
+    vocabulary_stage(config(streaming=True), run)
+    report = json.loads(run.vocabulary_counts.read_text())
+    assert (report["corpus_rows"], report["corpus_rows_counted"]) == (len(TEXT), 5)
+    assert np.load(run.token_counts).sum() == sum(map(len, tokenise(encoders["byte_bpe"], TEXT[:5])))
 
 
 # Refused

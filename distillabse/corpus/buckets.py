@@ -11,8 +11,6 @@ from pathlib import Path
 import numpy as np
 import pyarrow as pa
 
-_BITS = 8  # of the key at every level
-_LEVELS = 64 // _BITS
 _OPTIONS = pa.ipc.IpcWriteOptions(compression="lz4")
 
 
@@ -23,20 +21,22 @@ class Limits:
     Attributes:
         block_rows: Rows between two visits to the disk, at most.
         block_characters: Their characters; a block is complete with the row that exceeds them.
+        bucket_bits: Of the key, by which rows are partitioned at a time: 8 make 256 files.
         bucket_bytes: Bytes in Arrow of a bucket that is loaded whole; a larger one is partitioned again.
     """
 
     block_rows: int = 1 << 17
     block_characters: int = 32 << 20
+    bucket_bits: int = 8
     bucket_bytes: int = 64 << 20
 
 
 class Buckets:
     """Tables go in, in any order; they come out in ascending order of their column `key`, reduced.
 
-    Each level partitions by the next 8 bits of the key into 256 files. A file that is too large for memory is
-    partitioned once more, at most eight times in all. Rows with the same key cannot be told apart by it, so every
-    block is reduced before it is written, too: however often a key repeats, a block holds it once.
+    Each level partitions by the next bits of the key. A file that is too large for memory is partitioned once more,
+    until no bits are left. Rows with the same key cannot be told apart by it, so every block is reduced before it is
+    written, too: however often a key repeats, a block holds it once.
 
     Args:
         folder: A new folder for the files; every file is removed once it was read.
@@ -46,21 +46,23 @@ class Buckets:
     """
 
     def __init__(self, folder: Path, reduce: Callable[[pa.Table], pa.Table], limits: Limits, level: int = 0) -> None:
-        folder.mkdir()
+        folder.mkdir(parents=True)
         self._folder = folder
         self._reduce = reduce
         self._limits = limits
         self._level = level
         self._writers: dict[int, pa.RecordBatchWriter] = {}
         self._open = ExitStack()
-        self._bytes = [0] * (1 << _BITS)
+        self._buckets = 1 << limits.bucket_bits
+        self._bits_left = 64 - limits.bucket_bits * (level + 1)
+        self._bytes = [0] * self._buckets
 
     def add(self, table: pa.Table) -> None:
         """Write the rows of a table that fits into memory."""
         table = self._reduce(table)
         keys = table.column("key").to_numpy()
-        leading = (keys >> np.uint64(64 - _BITS * (self._level + 1))) & np.uint64((1 << _BITS) - 1)
-        edges = np.searchsorted(leading, np.arange((1 << _BITS) + 1)).tolist()
+        leading = (keys >> np.uint64(self._bits_left)) & np.uint64(self._buckets - 1)
+        edges = np.searchsorted(leading, np.arange(self._buckets + 1)).tolist()
         for bucket, (start, end) in enumerate(pairwise(edges)):
             if start < end:
                 part = table.slice(start, end - start)
@@ -72,7 +74,7 @@ class Buckets:
         self.close()
         for bucket in sorted(self._writers):
             path = self._path(bucket)
-            if self._bytes[bucket] > self._limits.bucket_bytes and self._level + 1 < _LEVELS:
+            if self._bytes[bucket] > self._limits.bucket_bytes and self._bits_left >= self._limits.bucket_bits:
                 yield from self._partitioned_again(path).tables()
             else:
                 with pa.OSFile(str(path)) as file, pa.ipc.open_stream(file) as reader:

@@ -28,6 +28,8 @@ def clean(record: Record, config: CleaningConfig) -> Record | Rejected:
     cleaned = [clean_text(side, config.normalization) for side in sides]
     if reason := _fault(cleaned, config):
         return rejected(record.source, None, reason, " | ".join(sides))
+    if cleaned == sides:
+        return record
     translation = None if record.translation is None else cleaned[1]
     return Record(cleaned[0], record.language, translation, record.translation_language, record.source, record.group)
 

@@ -89,6 +89,7 @@ def _read_file(path: Path, source: FileSource) -> Iterator[Record | Rejected]:
     name = str(path)
     optional = (source.translation, source.language_column, source.translation_language_column)
     wanted = list(dict.fromkeys([source.text, *(column for column in optional if column), *source.where]))
+    where = list(source.where.items())
     empty = True
     for row in _READERS[_format_of(path) if source.format == "auto" else source.format](path, wanted):
         empty = False
@@ -96,7 +97,7 @@ def _read_file(path: Path, source: FileSource) -> Iterator[Record | Rejected]:
             yield row
             continue
         number, values = row
-        if any(str(values[column]) != value for column, value in source.where.items()):
+        if where and any(str(values[column]) != value for column, value in where):
             continue
         translation = None
         if source.translation:

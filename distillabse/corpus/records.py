@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import islice, starmap
 from pathlib import Path
@@ -25,7 +26,7 @@ SCHEMA = pa.schema(
     ]
 )
 _LABELS = ("language", "translation_language", "source", "group")
-ROWS_PER_WRITE = 1 << 16
+_ROWS_PER_WRITE = 1 << 16
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,7 +92,7 @@ def write_records(path: Path, records: Iterable[Record]) -> None:
         StorageError: the disk is full or the place cannot be written.
     """
     remaining = iter(records)
-    write_tables(path, map(to_table, iter(lambda: list(islice(remaining, ROWS_PER_WRITE)), [])))
+    write_tables(path, map(to_table, iter(lambda: list(islice(remaining, _ROWS_PER_WRITE)), [])))
 
 
 def write_tables(path: Path, tables: Iterable[pa.Table]) -> None:
@@ -129,20 +130,37 @@ def iterate_records(path: Path) -> Iterator[Record]:
         yield from to_records(batch)
 
 
-def iterate_batches(path: Path) -> Iterator[pa.RecordBatch]:
-    """Read what `write_records` wrote as Arrow record batches of a few ten thousand rows, with the columns of `SCHEMA`.
+def iterate_batches(path: Path, rows: int = _ROWS_PER_WRITE) -> Iterator[pa.RecordBatch]:
+    """Read what `write_records` wrote as Arrow record batches of at most so many rows, with the columns of `SCHEMA`.
 
     Raises:
         InputError: the file is missing or is not a split of a corpus.
     """
+    with _split_file(path) as file:
+        for batch in file.iter_batches(rows, columns=SCHEMA.names):
+            batch.validate(full=True)  # Parquet does not check its strings.
+            yield batch
+
+
+def count_records(path: Path) -> int:
+    """How many rows `write_records` wrote, without reading them.
+
+    Raises:
+        InputError: the file is missing or is not a split of a corpus.
+    """
+    with _split_file(path) as file:
+        return int(file.metadata.num_rows)
+
+
+@contextmanager
+def _split_file(path: Path) -> Iterator[pq.ParquetFile]:
+    """Open a split; whatever is wrong with it becomes an InputError."""
     remedy = "Run the corpus stage (`distillabse corpus`) first."
     try:
         with pq.ParquetFile(path) as file:
             if missing := [name for name in SCHEMA.names if name not in file.schema_arrow.names]:
                 raise pa.ArrowInvalid(f"no column {', '.join(missing)}")
-            for batch in file.iter_batches(columns=SCHEMA.names):
-                batch.validate(full=True)  # Parquet does not check its strings.
-                yield batch
+            yield file
     except FileNotFoundError:
         raise InputError(f"{path} does not exist. {remedy}") from None
     except (pa.ArrowException, OSError) as error:

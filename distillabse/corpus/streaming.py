@@ -6,10 +6,11 @@ Every row has a 64-bit `key`, a seeded hash of what near duplicates (or exact on
 Rows are partitioned by the leading bits of their keys and sorted by them, so that duplicates meet, and what comes out
 is in an order that is uniformly random and depends on the seed and the texts alone, not on the order of the sources.
 
-Dev and test are held in memory. Which rows are candidates is decided by hash, the same for rows that share a text
-wherever possible; of the candidates those with the smallest keys are kept, the others go to train. That alone would
-leak, so at the end every train row that shares a text or a group with a row of dev or test is dropped, and so is every
-test row that shares one with a row of dev. As the keys of a split of bounded size fit into memory, this is exact.
+Dev and test are held in memory. Which rows are candidates is decided by a hash of the group or the text; of the
+candidates those with the smallest keys are kept, the others go to train. That alone would leak, so at the end every
+train row that shares a text or a group with a row of dev or test is dropped, and so is every test row that shares one
+with a row of dev. No row of two splits then has a text or group in common, for all keys of dev and test are in memory
+when that is checked. What it costs is bounded, too: the rows that share something with max_dev + max_test rows.
 """
 
 from __future__ import annotations
@@ -31,11 +32,17 @@ from numpy.typing import NDArray
 
 from distillabse.config import CorpusConfig, SplitConfig
 from distillabse.corpus.buckets import Buckets, Limits, blocks
-from distillabse.corpus.cleaning import EXACT_DUPLICATE, NEAR_DUPLICATE, duplicate
-from distillabse.corpus.hashing import KEYED_SCHEMA, SHARED_KEYS, keyed_table, uniform
+from distillabse.corpus.deduplication import (
+    SHARING,
+    Claims,
+    column_values,
+    distinct_rows,
+    unclaimed_rows,
+    value_counts,
+)
+from distillabse.corpus.hashing import KEYED_SCHEMA, keyed_table, uniform
 from distillabse.corpus.progress import rows_progress
 from distillabse.corpus.records import (
-    ROWS_PER_WRITE,
     SCHEMA,
     Record,
     Rejected,
@@ -46,8 +53,7 @@ from distillabse.corpus.records import (
 from distillabse.corpus.splitting import language_quotas
 from distillabse.corpus.tally import Tally, clean_records, split_counts
 from distillabse.errors import InputError
-
-SHARING = "sharing a text or group with dev or test"
+from distillabse.storage import storage_errors
 
 
 @dataclass(frozen=True)
@@ -79,28 +85,55 @@ def stream_corpus(
         config: The corpus; max_dev and max_test must be set.
         seed: Chooses the held-out rows, the drawn ones and the order.
         paths: Where to write "train", "dev" and "test"; temporary files go beside train.
-        limits: How much to hold in memory; duplicates aside, the result does not depend on it.
+        limits: How much to hold in memory; the rows of the result do not depend on it.
 
     Raises:
         InputError: a source cannot be used, or the text cannot be split.
         StorageError: the disk is full or the place cannot be written.
     """
+    tally = Tally(config.rejected_sample)
+    return stream_records(clean_records(config, seed, tally), config, seed, paths, tally, limits or Limits())
+
+
+def stream_records(
+    records: Iterable[Record], config: CorpusConfig, seed: int, paths: Mapping[str, Path], tally: Tally, limits: Limits
+) -> StreamedCorpus:
+    """Split, mix and write clean records, of which duplicates are dropped; see `stream_corpus`.
+
+    Args:
+        records: The rows, read once.
+        config: As in `stream_corpus`; its sources are not read.
+        seed: Likewise.
+        paths: Likewise.
+        tally: What was read and rejected so far; duplicates are added.
+        limits: How much to hold in memory.
+
+    Raises:
+        InputError: the text cannot be split.
+        StorageError: the disk is full or the place cannot be written.
+    """
     scratch = paths["train"].with_suffix(".partitions")
     try:
-        return _stream(config, seed, paths, scratch, limits or Limits())
+        with storage_errors(scratch):
+            return _stream(records, config, seed, paths, scratch, tally, limits)
     finally:
         shutil.rmtree(scratch, ignore_errors=True)
 
 
 def _stream(
-    config: CorpusConfig, seed: int, paths: Mapping[str, Path], scratch: Path, limits: Limits
+    records: Iterable[Record],
+    config: CorpusConfig,
+    seed: int,
+    paths: Mapping[str, Path],
+    scratch: Path,
+    tally: Tally,
+    limits: Limits,
 ) -> StreamedCorpus:
     started = time.monotonic()
-    tally = Tally(config.rejected_sample)
-    buckets, held_out = _partition(config, seed, scratch, limits, tally)
+    buckets, held_out = _partition(records, config, seed, scratch, limits, tally)
     read = time.monotonic()
     sharing: Counter[str] = Counter()
-    held_out["test"] = _unclaimed(held_out["test"], _Claims.of([held_out["dev"]]), tally, sharing)
+    held_out["test"] = unclaimed_rows(held_out["test"], Claims.of([held_out["dev"]]), tally, sharing)
     for name, share in (("dev", config.split.dev), ("test", config.split.test)):
         if share and not len(held_out[name]):
             raise InputError(
@@ -108,10 +141,10 @@ def _stream(
                 f"left for {name}. Add text, raise corpus.split.{name}, set it to 0, or switch corpus.streaming off."
             )
         write_tables(paths[name], [held_out[name].select(SCHEMA.names)])
-    claims = _Claims.of(held_out.values())
+    claims = Claims.of(held_out.values())
     train, available = _write_train(
-        (_unclaimed(table, claims, tally, sharing) for table in _shown(buckets.tables())),
-        config, seed, paths["train"], scratch,
+        (unclaimed_rows(table, claims, tally, sharing) for table in _shown(buckets.tables())),
+        config, seed, paths["train"], scratch, limits.block_rows,
     )  # fmt: skip
     counts = {
         "sources": tally.sources(),
@@ -123,14 +156,14 @@ def _stream(
 
 
 def _partition(
-    config: CorpusConfig, seed: int, folder: Path, limits: Limits, tally: Tally
+    records: Iterable[Record], config: CorpusConfig, seed: int, folder: Path, limits: Limits, tally: Tally
 ) -> tuple[Buckets, dict[str, pa.Table]]:
-    """Read and clean all rows; those of train on disk, and those of dev and test, which may share texts still."""
-    distinct = partial(_distinct, tally=tally)
+    """Take in all rows; those of train on disk, and those of dev and test, which may share texts still."""
+    distinct = partial(distinct_rows, tally=tally)
     buckets = Buckets(folder, distinct, limits)
     most = (config.split.max_dev, config.split.max_test)
     held_out = [KEYED_SCHEMA.empty_table() for _ in most]
-    for block in _blocks(config, seed, tally, limits):
+    for block in _blocks(records, config, seed, limits):
         sides = _sides(block, config.split, seed)
         train = [block.filter(sides == 0)]
         for index, rows in enumerate(most):
@@ -142,100 +175,43 @@ def _partition(
     return buckets, dict(zip(("dev", "test"), held_out, strict=True))
 
 
-def _blocks(config: CorpusConfig, seed: int, tally: Tally, limits: Limits) -> Iterator[pa.Table]:
-    """The clean rows of all sources with their keys, a block of bounded size at a time."""
+def _blocks(records: Iterable[Record], config: CorpusConfig, seed: int, limits: Limits) -> Iterator[pa.Table]:
+    """The rows with their keys, a block of bounded size at a time."""
     number = size = 0
-    records: list[Record] = []
+    held: list[Record] = []
 
     def block() -> pa.Table:
-        return keyed_table(records, number - len(records), config.cleaning.near_duplicates, seed)
+        return keyed_table(held, number - len(held), config.cleaning.near_duplicates, seed)
 
-    for record in clean_records(config, seed, tally):
-        records.append(record)
+    for record in records:
+        held.append(record)
         number += 1
         size += len(record.text) + len(record.translation or "")
-        if len(records) == limits.block_rows or size > limits.block_characters:
+        if len(held) == limits.block_rows or size > limits.block_characters:
             yield block()
-            records, size = [], 0
-    if records:
+            held, size = [], 0
+    if held:
         yield block()
 
 
 def _sides(table: pa.Table, split: SplitConfig, seed: int) -> NDArray[np.int64]:
     """0 for train, 1 and 2 for what may go into dev and test: int64 [rows].
 
-    A group goes one way. A row without a group goes the way of that of its texts whose hash is the smallest: with a
-    sentence that is held out, most often all its translations are. The smallest of two uniform numbers is below x with
-    probability 1 - (1 - x)^2, so that is uniform again, and the shares are shares of rows.
+    A group goes one way, and so do all translations of a text; where texts share a translation, they need not.
     """
-    text, translation, group = (uniform(_column(table, name), f"{seed}:split") for name in SHARED_KEYS)
-    is_pair, has_group = _column(table, "translation_key") != 0, _column(table, "group_key") != 0
-    drawn = np.where(is_pair, 1 - (1 - np.minimum(text, translation)) ** 2, text)
-    drawn = np.where(has_group, group, drawn)
+    text, group = column_values(table, "text_key"), column_values(table, "group_key")
+    drawn = uniform(np.where(group != 0, group, text), f"{seed}:split")
     sides: NDArray[np.int64] = np.select([drawn < split.dev, drawn < split.dev + split.test], [1, 2], 0)
     return sides
 
 
-def _distinct(table: pa.Table, tally: Tally) -> pa.Table:
-    """The rows without duplicates, the one read first of each, in ascending order of `key`."""
-    table = table.combine_chunks()
-    repeated, order = _repeated(table, "key")
-    if repeated.any():
-        repeated_exactly, _ = _repeated(table, "exact_key")
-        _reject(table.filter(repeated & repeated_exactly), EXACT_DUPLICATE, tally)
-        _reject(table.filter(repeated & ~repeated_exactly), NEAR_DUPLICATE, tally)
-    return table.take(order[~repeated[order]])
-
-
-def _repeated(table: pa.Table, column: str) -> tuple[NDArray[np.bool_], NDArray[np.int64]]:
-    """Which rows repeat the key of a row that was read before, and the order by key and reading: bool, int64 [rows]."""
-    keys = _column(table, column)
-    order = np.lexsort((_column(table, "number"), keys))
-    repeated = np.zeros(len(keys), dtype=np.bool_)
-    repeated[order[1:]] = keys[order[1:]] == keys[order[:-1]]
-    return repeated, order
-
-
-@dataclass(frozen=True)
-class _Claims:
-    """The keys of held-out rows, of which no other row may have one."""
-
-    keys: NDArray[np.uint64]
-    exact: NDArray[np.uint64]
-    shared: NDArray[np.uint64]
-
-    @classmethod
-    def of(cls, tables: Iterable[pa.Table]) -> _Claims:
-        """The keys of all rows of some tables."""
-        table = pa.concat_tables(tables)
-        shared = np.concatenate([_column(table, name) for name in SHARED_KEYS])
-        return cls(_column(table, "key"), _column(table, "exact_key"), shared[shared != 0])
-
-
-def _unclaimed(table: pa.Table, claims: _Claims, tally: Tally, sharing: Counter[str]) -> pa.Table:
-    """The rows that neither repeat a held-out row nor share a text or group with one; the others are counted."""
-    repeated = np.isin(_column(table, "key"), claims.keys)
-    exact = np.isin(_column(table, "exact_key"), claims.exact)
-    shares = np.any([np.isin(_column(table, name), claims.shared) for name in SHARED_KEYS], axis=0)
-    _reject(table.filter(repeated & exact), EXACT_DUPLICATE, tally)
-    _reject(table.filter(repeated & ~exact), NEAR_DUPLICATE, tally)
-    sharing[SHARING] += int(np.count_nonzero(shares & ~repeated))
-    return table.filter(~(repeated | shares))
-
-
-def _reject(table: pa.Table, reason: str, tally: Tally) -> None:
-    for source, count in _value_counts(table.column("source")).items():
-        rows = table.filter(pc.equal(table.column("source"), source)).slice(0, tally.most)
-        tally.reject_alike(source, reason, count, (duplicate(record, reason) for record in to_records(rows)))
-
-
 def _write_train(
-    tables: Iterable[pa.Table], config: CorpusConfig, seed: int, path: Path, scratch: Path
+    tables: Iterable[pa.Table], config: CorpusConfig, seed: int, path: Path, scratch: Path, group_rows: int
 ) -> tuple[dict[str, Any], int]:
     """Write the train split, drawn from these tables; its counts, and how many rows there were to draw from."""
     counts = _TrainCounts()
     whole = scratch / path.name
-    write_tables(whole, blocks(counts.counting(tables), ROWS_PER_WRITE))
+    write_tables(whole, blocks(counts.counting(tables), group_rows))
     available = counts.drawn_by.total()
     if not available:
         raise InputError("Nothing is left to train on. Lower corpus.split.dev and corpus.split.test, or add text.")
@@ -244,8 +220,8 @@ def _write_train(
         return counts.as_dict(), available
     quotas = language_quotas(dict(sorted(counts.drawn_by.items())), config.max_sentences, config.temperature)
     drawn_counts = _TrainCounts()
-    drawn = _drawn(map(_table, iterate_batches(whole)), counts.drawn_by, quotas, seed)
-    write_tables(path, blocks(drawn_counts.counting(drawn), ROWS_PER_WRITE))
+    drawn = _drawn(map(_table, iterate_batches(whole, group_rows)), counts.drawn_by, quotas, seed)
+    write_tables(path, blocks(drawn_counts.counting(drawn), group_rows))
     return drawn_counts.as_dict(), available
 
 
@@ -259,9 +235,9 @@ class _TrainCounts:
     def counting(self, tables: Iterable[pa.Table]) -> Iterator[pa.Table]:
         """The same tables with the columns of a split."""
         for table in tables:
-            self.drawn_by.update(_value_counts(_drawn_by(table)))
+            self.drawn_by.update(value_counts(_drawn_by(table)))
             for name in ("language", "translation_language"):
-                self.sides.update(_value_counts(table.column(name).drop_null()))
+                self.sides.update(value_counts(table.column(name).drop_null()))
             yield table.select(SCHEMA.names)
 
     def as_dict(self) -> dict[str, Any]:
@@ -304,15 +280,6 @@ def _shown(tables: Iterable[pa.Table]) -> Iterator[pa.Table]:
 
 def _drawn_by(table: pa.Table) -> pa.ChunkedArray:
     return pc.coalesce(table.column("translation_language"), table.column("language"))
-
-
-def _value_counts(column: pa.ChunkedArray) -> dict[str, int]:
-    return {entry["values"]: entry["counts"] for entry in pc.value_counts(column).to_pylist()}
-
-
-def _column(table: pa.Table, name: str) -> NDArray[Any]:
-    values: NDArray[Any] = table.column(name).to_numpy()
-    return values
 
 
 def _table(batch: pa.RecordBatch) -> pa.Table:

@@ -6,6 +6,7 @@ import logging
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import islice
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -13,7 +14,7 @@ from numpy.typing import NDArray
 
 from distillabse.config import JobConfig
 from distillabse.console import figures_table
-from distillabse.corpus.records import Sentence, read_records, sentences
+from distillabse.corpus.records import Sentence, count_records, iterate_records, read_records, sentences
 from distillabse.layout import RunFolder
 from distillabse.models.teacher import transformer_of
 from distillabse.models.tokens import tokenise
@@ -33,6 +34,8 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
+STREAMED_ROWS = 1_000_000
+"""Training rows, each a sentence or a pair, that are held in memory to count their tokens with corpus.streaming."""
 _STEPS = 3
 _RECOUNTED = 20_000  # sentences of each language that are counted again between the steps
 _SCRIPT_COVERAGE = 0.999  # of a language's characters, where `size` is given instead of a coverage
@@ -56,6 +59,9 @@ class Vocabulary:
 def vocabulary_stage(config: JobConfig, run: RunFolder) -> None:
     """Count the training split's tokens, trim the teacher where the configuration says so, write `run.vocabulary`.
 
+    With corpus.streaming only the first `STREAMED_ROWS` rows are counted, which are a random sample, as the split is
+    shuffled. The report then holds corpus_rows and corpus_rows_counted, too.
+
     Raises:
         ConfigurationError: a tokenizer that cannot be trimmed, or a size that is too small.
         InputError: a language of which the teacher knows nothing.
@@ -65,16 +71,18 @@ def vocabulary_stage(config: JobConfig, run: RunFolder) -> None:
 
     teacher = load_teacher(config.teacher)
     settings = config.vocabulary
+    rows = iterate_records(run.split("train"))
+    train = sentences(islice(rows, STREAMED_ROWS) if config.corpus.streaming else rows)
     if settings.kind == "trim":
-        vocabulary = trim_vocabulary(
-            teacher,
-            sentences(read_records(run.split("train"))),
-            sentences(read_records(run.split("dev"))),
-            settings.coverage,
-            settings.size,
-        )
+        held_out = sentences(read_records(run.split("dev")))
+        vocabulary = trim_vocabulary(teacher, train, held_out, settings.coverage, settings.size)
     else:
-        vocabulary = keep_vocabulary(teacher, sentences(read_records(run.split("train"))), settings.coverage)
+        vocabulary = keep_vocabulary(teacher, train, settings.coverage)
+    if config.corpus.streaming:
+        available = count_records(run.split("train"))
+        counted = min(available, STREAMED_ROWS)
+        vocabulary.report.update(corpus_rows=available, corpus_rows_counted=counted)
+        logger.info("Tokens were counted in the first %d of %d training rows", counted, available)
     with new_folder(run.vocabulary) as folder:
         write_json(folder / run.vocabulary_counts.name, vocabulary.report)
         np.save(folder / run.token_counts.name, vocabulary.token_counts)
