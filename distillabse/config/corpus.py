@@ -125,8 +125,8 @@ class CorpusConfig(Schema):
     streaming: bool = Field(
         False,
         description="Build the corpus on disk, in memory that does not grow with it. Training then reads every side of "
-        "every row, repeated texts too, and the vocabulary stage counts a sample of a million rows. Needs split.max_dev "
-        "and max_test; all other rows that share a text or group with a held-out row are in no split.",
+        "every row, repeated texts too, and the vocabulary stage counts a sample of a million rows. Needs "
+        "split.max_dev and max_test; all other rows that share a text or group with a held-out row are in no split.",
     )
     rejected_sample: int = Field(20, ge=0, description="Rejected lines kept to look at, of each source and reason.")
 
