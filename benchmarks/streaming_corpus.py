@@ -150,11 +150,10 @@ def build(text: Path, folder: Path) -> dict[str, Any]:
 
 def tokenise_and_read(folder: Path) -> dict[str, Any]:
     """Tokenise the train split and read one epoch of padded batches; sentences per second of both."""
-    from distillabse.training.batches import SentenceBatches, SentenceLoader
-
     from distillabse.config import TeacherConfig
     from distillabse.corpus.records import training_texts
     from distillabse.models.teacher import load_teacher
+    from distillabse.training.batches import SentenceBatches, SentenceLoader
     from distillabse.training.data import PaddingCollator, tokenise_corpus
 
     encoder = load_teacher(TeacherConfig(model="packaged:all-MiniLM-L6-v2"), "cpu")
