@@ -1,14 +1,14 @@
 """The process of one side of `training_throughput.py`: trains a student with one library, a round at a time.
 
 The first line on stdin is a `Task`. The side first trains a copy of the student for a few steps on one batch, which
-warms up and gives losses to compare, and answers {"losses": [...]}. Each further line on stdin starts one round, an epoch
-over the texts, answered with {"seconds": s}; between rounds the library's own training loop waits inside `Gate.wait`.
+warms up and gives losses to compare, and answers {"losses": [...]}. Then it prepares the real training, and answers
+{"prepared": seconds}. Each further line on stdin starts one round of `Task.steps` optimiser steps, answered with
+{"seconds": s}; between rounds the library's own training loop waits inside `Gate.wait`.
 """
 
 from __future__ import annotations
 
 import json
-import math
 import os
 import sys
 import time
@@ -33,24 +33,32 @@ class Task:
         objective: "relations" (attention and value relations of the last layer, and the cosine) or "embedding" (mean
             squared error to vectors that the teacher gave beforehand).
         grouped: whether a batch holds sentences of similar length.
+        cached: whether distillabse reads the teacher's signals from its cache; else the teacher runs in every step.
         precision: "fp32", or "bf16" for bfloat16 autocast.
         freeze_embeddings: whether the student's embedding layer stays as it is.
         teacher, student: folders that SentenceTransformer loads.
         texts: JSON file with a list of texts, a multiple of `batch`.
+        vectors: .npy file with the teacher's vectors of the texts, the labels of sentence-transformers' recipe.
         output: an empty folder to work in.
+        steps: optimiser steps of a round.
         rounds: how many rounds will be asked for.
+        threads: of PyTorch.
+        seed: of the order of the texts.
     """
 
     library: Literal["distillabse", "textbrewer", "sentence-transformers"]
     objective: Objective
     grouped: bool
+    cached: bool
     batch: int
     precision: Literal["fp32", "bf16"]
     freeze_embeddings: bool
     teacher: str
     student: str
     texts: str
+    vectors: str
     output: str
+    steps: int
     rounds: int
     threads: int
     seed: int
@@ -65,6 +73,7 @@ class Gate:
 
     def __init__(self, answers: Any) -> None:
         self.answers = answers
+        self.created = time.perf_counter()
         self.started: float | None = None
 
     def answer(self, **figures: Any) -> None:
@@ -76,13 +85,16 @@ class Gate:
         self.answers.flush()
 
     def wait(self) -> None:
-        """End the round, if one was running, and wait for the next.
+        """End the preparation or the round that is running, and wait for the next.
 
         Raises:
             Finished: stdin is closed.
         """
-        if self.started is not None:
-            self.answer(seconds=time.perf_counter() - self.started)
+        now = time.perf_counter()
+        if self.started is None:
+            self.answer(prepared=now - self.created)
+        else:
+            self.answer(seconds=now - self.started)
         if not sys.stdin.readline():
             raise Finished
         self.started = time.perf_counter()
@@ -102,10 +114,9 @@ def main() -> None:
         "textbrewer": textbrewer,
         "sentence-transformers": sentence_transformers,
     }[task.library]
-    gate = Gate(answers)
-    gate.answer(losses=run(task, texts[: task.batch], None))
+    Gate(answers).answer(losses=run(task, texts[: task.batch], None))
     try:
-        run(task, texts, gate.wait)
+        run(task, texts, Gate(answers).wait)
     except Finished:
         pass
 
@@ -116,7 +127,8 @@ def distillabse(task: Task, texts: list[str], between_rounds: Callable[[], None]
     Args:
         task: what to train.
         texts: what to train on.
-        between_rounds: called before the first epoch and after each; None: train `WARM_UP_STEPS` steps instead.
+        between_rounds: called before the first step and after every `task.steps`; None: train
+            `WARM_UP_STEPS` steps instead.
 
     Returns:
         The losses of the warm-up steps.
@@ -129,18 +141,19 @@ def distillabse(task: Task, texts: list[str], between_rounds: Callable[[], None]
 
     teacher, student = load_encoder(task.teacher), load_student(task)
     if task.objective == "relations":
-        config = TrainingConfig(objectives=[MiniLMObjective(), CosineObjective()])
+        config = TrainingConfig(objectives=[MiniLMObjective(), CosineObjective()], teacher_cache=task.cached)
     else:
         # sentence-transformers averages over dimensions where this project sums.
         dimension = teacher.get_embedding_dimension()
-        config = TrainingConfig(objectives=[MSEObjective(weight=1 / dimension)], teacher_cache=True)
+        config = TrainingConfig(objectives=[MSEObjective(weight=1 / dimension)], teacher_cache=task.cached)
 
     def held_out(_: Any) -> dict[str, float]:
         if between_rounds is not None:
             between_rounds()
         return {}
 
-    gates = {"eval_on_start": True, "eval_strategy": "epoch"} if between_rounds else {}
+    # An evaluation is the place where training stops between rounds.
+    gates = {"eval_on_start": True, "eval_strategy": "steps", "eval_steps": task.steps} if between_rounds else {}
     arguments = TrainingArguments(
         **trainer_arguments(task, warm_up=between_rounds is None),
         **gates,
@@ -153,29 +166,28 @@ def distillabse(task: Task, texts: list[str], between_rounds: Callable[[], None]
 
 def sentence_transformers(task: Task, texts: list[str], between_rounds: Callable[[], None] | None) -> list[float]:
     """The documented recipe: MSELoss to the teacher's vectors as labels; arguments as for `distillabse`."""
+    import numpy as np
     from datasets import Dataset
     from sentence_transformers import SentenceTransformerTrainer, SentenceTransformerTrainingArguments
     from sentence_transformers.sentence_transformer.losses import MSELoss
     from transformers import TrainerCallback
 
-    from distillabse.models.teacher import load_encoder
-
-    class Rounds(TrainerCallback):
-        def on_epoch_end(self, *_: Any, **__: Any) -> None:
-            if between_rounds is not None:
+    class RoundCallback(TrainerCallback):
+        def on_train_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+            if between_rounds is not None and state.global_step % task.steps == 0:
                 between_rounds()
 
-        on_train_begin = on_epoch_end
+        on_step_end = on_train_begin
 
-    teacher, student = load_encoder(task.teacher), load_student(task)
-    sentences = Dataset.from_dict({"sentence": texts})
-    sentences = sentences.map(lambda rows: {"label": teacher.encode(rows["sentence"], batch_size=64)}, batched=True)
+    student = load_student(task)
+    vectors = np.load(task.vectors, allow_pickle=False)[: len(texts)]
+    sentences = Dataset.from_dict({"sentence": texts, "label": vectors})
     trainer = SentenceTransformerTrainer(
         model=student,
         args=SentenceTransformerTrainingArguments(**trainer_arguments(task, warm_up=between_rounds is None)),
         train_dataset=sentences,
         loss=MSELoss(student),
-        callbacks=[Rounds()],
+        callbacks=[RoundCallback()],
     )
     trainer.train()
     return [row["loss"] for row in trainer.state.log_history if "loss" in row]
@@ -183,7 +195,8 @@ def sentence_transformers(task: Task, texts: list[str], between_rounds: Callable
 
 def trainer_arguments(task: Task, *, warm_up: bool) -> dict[str, Any]:
     """What both Trainers are told: plain AdamW with a constant rate, no evaluation and no checkpoint."""
-    length = {"max_steps": WARM_UP_STEPS, "logging_steps": 1} if warm_up else {"num_train_epochs": task.rounds + 1}
+    steps = WARM_UP_STEPS if warm_up else task.steps * (task.rounds + 1)
+    logging_steps = 1 if warm_up else 50
     return {
         "output_dir": task.output,
         "per_device_train_batch_size": task.batch,
@@ -198,7 +211,8 @@ def trainer_arguments(task: Task, *, warm_up: bool) -> dict[str, Any]:
         "disable_tqdm": True,
         "use_cpu": True,
         "seed": task.seed,
-        **length,
+        "max_steps": steps,
+        "logging_steps": logging_steps,
     }
 
 
@@ -210,6 +224,7 @@ def textbrewer(task: Task, texts: list[str], between_rounds: Callable[[], None] 
     """
     import torch
     from textbrewer import DistillationConfig, GeneralDistiller, TrainingConfig, register_new
+    from textbrewer_objective import Adaptor, relation_losses
     from torch.utils.data import DataLoader
     from transformers import AutoModel, AutoTokenizer, DataCollatorWithPadding
     from transformers.trainer_pt_utils import LengthGroupedSampler
@@ -250,84 +265,43 @@ def textbrewer(task: Task, texts: list[str], between_rounds: Callable[[], None] 
             super().write_loss(total_loss, *arguments)
             first.append(float(total_loss))
 
-    kind = Recorded if between_rounds is None else GeneralDistiller
-    distiller = kind(
-        TrainingConfig(output_dir=task.output, device="cpu", ckpt_epoch_frequency=task.rounds + 1),
+    steps = WARM_UP_STEPS if between_rounds is None else task.steps * (task.rounds + 1)
+    distiller = (Recorded if between_rounds is None else GeneralDistiller)(
+        TrainingConfig(output_dir=task.output, device="cpu", ckpt_steps=steps),
         DistillationConfig(intermediate_matches=matches),
         teacher,
         student,
         Adaptor(teacher),
         Adaptor(student),
     )
-    student.train()
     optimizer = torch.optim.AdamW(decay_groups(student), lr=LEARNING_RATE, fused=True)
-    epochs = WARM_UP_STEPS if between_rounds is None else task.rounds + 1
     with distiller:
-        distiller.train(optimizer, Rounds(loader, between_rounds), num_epochs=epochs, max_grad_norm=CLIP)
+        distiller.train(optimizer, Rounds(loader, task.steps, between_rounds), num_steps=steps, max_grad_norm=CLIP)
     return first
 
 
 class Rounds:
-    """A data loader that calls a function before every epoch."""
+    """A data loader that calls a function before the first batch and after every `steps` batches."""
 
-    def __init__(self, loader: Any, before: Callable[[], None] | None) -> None:
+    def __init__(self, loader: Any, steps: int, between: Callable[[], None] | None) -> None:
         self.loader = loader
-        self.before = before
-
-    def __len__(self) -> int:
-        return len(self.loader)
+        self.steps = steps
+        self.between = between
+        self.given = 0
+        self.next_stop = 0
 
     def __iter__(self) -> Iterator[Any]:
-        if self.before is not None:
-            self.before()
-        return iter(self.loader)
-
-
-class Adaptor:
-    """What TextBrewer's losses get of one model: attention and values of its last layer, and the sentence vector."""
-
-    def __init__(self, model: Any) -> None:
-        model.encoder.layer[-1].attention.self.value.register_forward_hook(self._keep)
-
-    def _keep(self, module: Any, inputs: Any, output: Any) -> None:
-        self.values = output
-
-    def __call__(self, batch: dict[str, Any], outputs: Any) -> dict[str, Any]:
-        """Only the last layer is matched, so only its features are made."""
-        mask = batch["attention_mask"]
-        weights = mask[..., None].float()
-        sentence = (outputs.last_hidden_state.float() * weights).sum(dim=1) / weights.sum(dim=1)
-        return {"attention": [outputs.attentions[-1]], "hidden": [self.values, sentence], "inputs_mask": mask}
-
-
-def relation_losses(heads: int) -> dict[str, Callable[..., Any]]:
-    """The objective of `MiniLMObjective` and `CosineObjective` in the form of TextBrewer's losses."""
-    import torch
-    from torch.nn import functional
-
-    def over_rows(divergence: Any, mask: Any) -> Any:
-        """Mean over heads, real rows and sentences of [batch, heads, tokens]."""
-        mask = mask.float()
-        return ((divergence.mean(dim=1) * mask).sum(dim=-1) / mask.sum(dim=-1)).mean()
-
-    def attention_kl(student: Any, teacher: Any, mask: Any) -> Any:
-        student, teacher = (one.float().clamp_min(1e-30) for one in (student, teacher))
-        return over_rows((teacher * (teacher.log() - student.log())).sum(dim=-1), mask)
-
-    def value_relations(values: Any, mask: Any) -> Any:
-        values = values.float().unflatten(-1, (heads, -1)).transpose(1, 2)
-        scores = values @ values.transpose(-1, -2) / math.sqrt(values.shape[-1])
-        lowest = torch.finfo(torch.float32).min
-        return scores.masked_fill(mask[:, None, None, :] == 0, lowest).log_softmax(dim=-1)
-
-    def value_kl(student: Any, teacher: Any, mask: Any) -> Any:
-        student, teacher = value_relations(student, mask), value_relations(teacher, mask)
-        return over_rows((teacher.exp() * (teacher - student)).sum(dim=-1), mask)
-
-    def cosine(student: Any, teacher: Any, mask: Any) -> Any:
-        return 1 - functional.cosine_similarity(student, teacher).mean()
-
-    return {"attention_kl": attention_kl, "value_kl": value_kl, "cosine": cosine}
+        batches = iter(self.loader)
+        while True:
+            # TextBrewer asks for a batch when the step before is done.
+            if self.between is not None and self.given == self.next_stop:
+                self.next_stop += self.steps
+                self.between()
+            batch = next(batches, None)
+            if batch is None:
+                return
+            self.given += 1
+            yield batch
 
 
 def decay_groups(model: Any) -> list[dict[str, Any]]:
