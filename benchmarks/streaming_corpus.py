@@ -54,16 +54,16 @@ def main() -> None:
                 row["training"] = apart(tokenise_and_read, Path(folder))
         rows.append(row)
         Console().print(json.dumps(row))
-    write_json(
-        RESULTS / "streaming_corpus.json",
-        {
-            "command": f"python benchmarks/streaming_corpus.py {' '.join(sys.argv[1:])}".rstrip(),
-            "languages": LANGUAGES,
-            "duplicates": DUPLICATES,
-            "rows": rows,
-            "environment": describe_environment(),
-        },
-    )
+        write_json(
+            RESULTS / "streaming_corpus.json",
+            {
+                "command": f"python benchmarks/streaming_corpus.py {' '.join(sys.argv[1:])}".rstrip(),
+                "languages": LANGUAGES,
+                "duplicates": DUPLICATES,
+                "rows": rows,
+                "environment": describe_environment(),
+            },
+        )
     headings = ["million rows", "reading rows/s", "writing rows/s", "peak MB"]
     if not arguments.corpus_only:
         headings += ["tokenising sentences/s", "batches: sentences/s", "peak MB"]
@@ -76,14 +76,14 @@ def main() -> None:
 
 
 def write_sentences(path: Path, rows: int) -> None:
-    """Sentences of 3 to 20 words, the frequent ones short, from 50,000 words of each language (Zipf's law)."""
+    """Sentences of 2 to 10 words, as subtitles have, the frequent ones short, from 50,000 words of each language (Zipf's law)."""
     generator = np.random.default_rng(SEED)
     words = {language: vocabulary(generator) for language in LANGUAGES}
     with path.open("w", encoding="utf-8") as file:
         file.write("text\tlanguage\n")
         for start in range(0, rows, BLOCK):
             count = min(BLOCK, rows - start)
-            lengths = generator.integers(3, 21, size=count)
+            lengths = generator.integers(2, 11, size=count)
             ranks = (generator.zipf(1.1, size=int(lengths.sum())) - 1) % 50_000
             languages = generator.integers(len(LANGUAGES), size=count)
             repeated = generator.random(count) < DUPLICATES

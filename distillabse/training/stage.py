@@ -224,6 +224,7 @@ def distill(
     """
     from transformers import EarlyStoppingCallback
 
+    from distillabse.training.cpu import fast_on_cpu
     from distillabse.training.trainer import DistillationTrainer
 
     copied = None
@@ -239,7 +240,8 @@ def distill(
     if config.shard_teacher:
         distiller.shard_teacher(arguments.hf_deepspeed_config.config)
     trainer = DistillationTrainer(distiller, arguments, sentences, held_out, callbacks, cache, copied)
-    trainer.train(resume_from_checkpoint=checkpoint)
+    with fast_on_cpu(student, arguments):
+        trainer.train(resume_from_checkpoint=checkpoint)
     seconds = time.monotonic() - started
     if trainer.stop.requested:
         raise Interrupted(
