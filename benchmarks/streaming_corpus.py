@@ -76,7 +76,7 @@ def main() -> None:
 
 
 def write_sentences(path: Path, rows: int) -> None:
-    """Sentences of 2 to 10 words, as subtitles have, the frequent ones short, from 50,000 words of each language (Zipf's law)."""
+    """Sentences of 2 to 10 words, as subtitles have, from 50,000 words of each language, the frequent ones short."""
     generator = np.random.default_rng(SEED)
     words = {language: vocabulary(generator) for language in LANGUAGES}
     with path.open("w", encoding="utf-8") as file:
