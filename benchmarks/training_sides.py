@@ -137,6 +137,7 @@ def distillabse(task: Task, texts: list[str], between_rounds: Callable[[], None]
 
     from distillabse.config import CosineObjective, MiniLMObjective, MSEObjective, TrainingConfig
     from distillabse.models.teacher import load_encoder
+    from distillabse.training.data import tokenised_sentences
     from distillabse.training.stage import distill
 
     teacher, student = load_encoder(task.teacher), load_student(task)
@@ -160,7 +161,7 @@ def distillabse(task: Task, texts: list[str], between_rounds: Callable[[], None]
         train_sampling_strategy="group_by_length" if task.grouped else "random",
         remove_unused_columns=False,
     )
-    log = distill(config, teacher, student, texts, held_out, arguments)["log"]
+    log = distill(config, teacher, student, tokenised_sentences(student, texts), held_out, arguments)["log"]
     return [row["loss"] for row in log if "loss" in row]
 
 

@@ -8,7 +8,7 @@ MiniLM, no dropout, and every library starts from the same folder. All use fused
 and clipping; the losses of the first steps on one batch are compared and are part of the result.
 
 Every side has a process of its own and one works at a time. They alternate in rounds of a fixed number of optimiser
-steps, as many as one pass of transformers' length grouping sorts, so that all rounds hold equally long sentences.
+steps, as many as this project sorts by length together, so that all rounds hold equally long sentences.
 Nothing of preparation (tokenising, a cache, the teacher's vectors as labels) is inside a round. With relations the
 teacher runs in every step, on both sides, unless a side is named "teacher cached"; for the embedding alone neither
 side runs it in a step.
@@ -38,10 +38,13 @@ import numpy as np
 import psutil
 from training_sides import Task
 
+from distillabse.training.batches import WINDOW
+
 HERE = Path(__file__).parent
 RESULTS = HERE / "results"
 SEED = 0
 SENTENCES = 6400
+STEPS = WINDOW  # of a round
 TARGETS = {"textbrewer": 2.0, "sentence-transformers": 1.3}
 TOLERANCE = {"fp32": 1e-4, "bf16": 1e-2}
 OURS = "distillabse"
@@ -54,7 +57,6 @@ class Group:
     objective: str
     text: str
     batch: int
-    steps: int
     precision: str
     sides: dict[str, dict[str, Any]]
     freeze_embeddings: bool = False
@@ -68,7 +70,7 @@ EMBEDDING: dict[str, dict[str, Any]] = {
 RANDOM = "distillabse, random batches"
 GROUPS = {
     "relations": Group(
-        "relations", "sentences", 64, 25, "fp32",
+        "relations", "sentences", 32, "fp32",
         {
             OURS: {},
             RANDOM: {"grouped": False},
@@ -77,18 +79,18 @@ GROUPS = {
             "textbrewer": RELATIONS["textbrewer"],
         },
     ),
-    "relations-batch-32": Group("relations", "sentences", 32, 50, "fp32", RELATIONS),
-    "relations-passages": Group("relations", "passages", 16, 25, "fp32", RELATIONS),
-    "relations-bf16": Group("relations", "sentences", 64, 25, "bf16", RELATIONS),
+    "relations-batch-64": Group("relations", "sentences", 64, "fp32", RELATIONS),
+    "relations-passages": Group("relations", "passages", 16, "fp32", RELATIONS),
+    "relations-bf16": Group("relations", "sentences", 32, "bf16", RELATIONS),
     "embedding": Group(
-        "embedding", "sentences", 64, 25, "fp32",
+        "embedding", "sentences", 32, "fp32",
         {OURS: EMBEDDING[OURS], RANDOM: {"cached": True, "grouped": False},
          "sentence-transformers": EMBEDDING["sentence-transformers"]},
     ),
-    "embedding-batch-32": Group("embedding", "sentences", 32, 50, "fp32", EMBEDDING),
-    "embedding-bf16": Group("embedding", "sentences", 64, 25, "bf16", EMBEDDING),
-    "relations-frozen": Group("relations", "sentences", 64, 25, "fp32", RELATIONS, freeze_embeddings=True),
-    "embedding-frozen": Group("embedding", "sentences", 64, 25, "fp32", EMBEDDING, freeze_embeddings=True),
+    "embedding-batch-64": Group("embedding", "sentences", 64, "fp32", EMBEDDING),
+    "embedding-bf16": Group("embedding", "sentences", 32, "bf16", EMBEDDING),
+    "relations-frozen": Group("relations", "sentences", 32, "fp32", RELATIONS, freeze_embeddings=True),
+    "embedding-frozen": Group("embedding", "sentences", 32, "fp32", EMBEDDING, freeze_embeddings=True),
 }  # fmt: skip
 DEFAULT_GROUPS = [name for name in GROUPS if not name.endswith("frozen")]
 
@@ -176,7 +178,7 @@ def measure(group: Group, base: Task, peers: Path) -> dict[str, Any]:
     from distillabse.evaluation.latency import CpuTimes, cores_used_by_others, paired_speedup, rotated
 
     shared = replace(
-        base, objective=group.objective, batch=group.batch, steps=group.steps, precision=group.precision,
+        base, objective=group.objective, batch=group.batch, steps=STEPS, precision=group.precision,
         freeze_embeddings=group.freeze_embeddings, texts=f"{base.texts}/{group.text}.json",
         vectors=f"{base.vectors}/{group.text}.npy",
     )  # fmt: skip
@@ -206,7 +208,7 @@ def measure(group: Group, base: Task, peers: Path) -> dict[str, Any]:
         raise SystemExit(f"The sides do not train the same: their first losses differ by {difference:.1e}: {losses}")
     sides = {}
     for name, values in seconds.items():
-        rates = group.batch * group.steps / np.array(values)
+        rates = group.batch * STEPS / np.array(values)
         ratio, interval = paired_speedup([[one] for one in values], [[one] for one in seconds[OURS]], SEED)
         sides[name] = {
             "sentences_per_second": float(np.median(rates)),

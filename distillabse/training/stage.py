@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from distillabse import layout, processes
-from distillabse.config import JobConfig, TeacherConfig, TeacherStudentConfig, TrainedStudentConfig
+from distillabse.config import JobConfig, TeacherConfig, TeacherStudentConfig, TrainedStudentConfig, TrainingConfig
 from distillabse.corpus.records import read_records, sentences, training_texts
 from distillabse.errors import ConfigurationError, InputError, Interrupted
 from distillabse.evaluation.fidelity import cosine_and_skill
@@ -22,7 +22,7 @@ from distillabse.layout import RunFolder
 from distillabse.models.folder import save_encoder
 from distillabse.models.reduction import REDUCTION_SAMPLE, fit_reduction, load_reduction, reduced, save_reduction
 from distillabse.models.student import build_student, with_unit_vectors
-from distillabse.models.teacher import load_teacher, training_teacher
+from distillabse.models.teacher import load_teacher, training_teacher, transformer_of
 from distillabse.storage import new_folder, write_json
 from distillabse.training.cache import TeacherCache, cache_identity, open_cache, teacher_cache
 from distillabse.training.checkpoints import checkpoint_step, newest_checkpoint, require_same_steps
@@ -199,7 +199,7 @@ def _checkpoint_to_resume(checkpoints: Path, arguments: TrainingArguments) -> Pa
 
 
 def distill(
-    config: JobConfig,
+    config: TrainingConfig,
     teacher: SentenceTransformer,
     student: SentenceTransformer,
     sentences: TokenisedSentences,
@@ -267,13 +267,16 @@ def distill(
 
 
 def _teacher_cache(
-    config: JobConfig, distiller: Distiller, sentences: TokenisedSentences, arguments: TrainingArguments
+    config: TrainingConfig, distiller: Distiller, sentences: TokenisedSentences, arguments: TrainingArguments
 ) -> TeacherCache:
     """The teacher's signals: from a cache that is there, else the main process makes one for all."""
     own = Path(str(arguments.output_dir)) / layout.TEACHER_CACHE
     shared = config.teacher_cache.expanduser() if isinstance(config.teacher_cache, Path) else None
     folder = shared or own
-    identity = cache_identity(distiller, sentences, arguments.bf16, config.teacher.model, config.teacher.revision)
+    loaded_from = transformer_of(distiller.teacher).config
+    identity = cache_identity(
+        distiller, sentences, arguments.bf16, str(loaded_from._name_or_path), getattr(loaded_from, "_commit_hash", None)
+    )
 
     def fill() -> None:
         teacher_cache(distiller, sentences, folder, identity, arguments.device, replace=shared is None)
