@@ -60,7 +60,7 @@ def main() -> None:
                 "command": f"python benchmarks/streaming_corpus.py {' '.join(sys.argv[1:])}".rstrip(),
                 "languages": LANGUAGES,
                 "duplicates": DUPLICATES,
-                "rows": rows,
+                "rows": sorted(rows, key=lambda row: row["millions"]),
                 "environment": describe_environment(),
             },
         )
