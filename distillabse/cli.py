@@ -1,7 +1,7 @@
 """The command line, one thin command per stage.
 
 Exit status: 0 done, 1 a gate failed, 2 wrong use or configuration, 3 a job that broke, for
-instance on a full disk.
+instance on a full disk, 143 a training that a signal stopped in good order.
 """
 
 from __future__ import annotations
