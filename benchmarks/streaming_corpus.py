@@ -3,9 +3,9 @@
     python benchmarks/streaming_corpus.py [--millions 1 10 50] [--corpus-only] [--folder FOLDER]
 
 Writes made-up sentences in four languages as one .tsv file, builds the corpus from it with corpus.streaming, tokenises
-the train split and reads the first two million sentences of an epoch as batches. For every size each of the two has a process of its own, whose peak
-memory is the operating system's figure; a row is a sentence. Needs up to 300 bytes of disk per row, and writes
-benchmarks/results/streaming_corpus.json.
+the train split and reads the first two million sentences of an epoch as batches. For every size each of the two has a
+process of its own, whose peak memory is the operating system's figure; a row is a sentence. Needs up to 300 bytes of
+disk per row, and writes benchmarks/results/streaming_corpus.json.
 """
 
 from __future__ import annotations
