@@ -228,8 +228,8 @@ def test_torchrun_reads_the_rendezvous_of_compose(compose, monkeypatch):
         monkeypatch.setenv(name, filled)
     launcher, *arguments = service["entrypoint"]
     assert launcher == "torchrun"
-    read = get_args_parser().parse_args([*arguments, "distill", "my.yaml", "--resume"])
+    read = get_args_parser().parse_args([*arguments, "run", "my.yaml", "--until", "distill"])
     assert (read.nnodes, read.nproc_per_node, read.rdzv_endpoint, read.rdzv_id) == ("2", "4", "node7:29400", "job5")
     assert read.rdzv_backend == "c10d" and int(read.shutdown_timeout) == 120
     assert read.module and read.training_script == "distillabse"
-    assert read.training_script_args == ["distill", "my.yaml", "--resume"]
+    assert read.training_script_args == ["run", "my.yaml", "--until", "distill"]

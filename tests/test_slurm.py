@@ -71,18 +71,17 @@ def cluster(tmp_path):
     return Cluster(tmp_path)
 
 
-def torchrun(resume="", restart=0, job=JOB):
+def torchrun(restart=0):
     return (
         f"{ALL} torchrun --nnodes=2 --nproc-per-node=4 --rdzv-backend=c10d --rdzv-endpoint=node7:23456 "
-        f"--rdzv-id=123456.{restart} --shutdown-timeout=120 --module distillabse distill {job}{resume}"
+        f"--rdzv-id=123456.{restart} --shutdown-timeout=120 --module distillabse run --until distill {JOB}"
     )
 
 
 def test_the_job_trains_with_torchrun_on_every_gpu_and_does_the_rest_in_one_process(cluster):
     assert cluster.run("my.yaml", "training.max_steps=10") == 0, cluster.printed
     assert cluster.commands() == [
-        f"{ONE} corpus {JOB}",
-        f"{ONE} vocabulary {JOB}",
+        f"{ONE} run --until vocabulary {JOB}",
         "scontrol show hostnames 'node[7-8]'",
         torchrun(),
         f"{ONE} export {JOB}",
@@ -92,12 +91,12 @@ def test_the_job_trains_with_torchrun_on_every_gpu_and_does_the_rest_in_one_proc
 
 
 def test_torchrun_understands_its_command_line(cluster):
-    cluster.run("my.yaml", "training.max_steps=10", "--resume")
+    cluster.run("my.yaml", "training.max_steps=10")
     line = next(shlex.split(command) for command in cluster.commands() if "torchrun" in command)
     read = get_args_parser().parse_args(line[line.index("torchrun") + 1 :])
     assert (read.nnodes, read.nproc_per_node, read.rdzv_backend, read.shutdown_timeout) == ("2", "4", "c10d", 120)
     assert read.module and read.training_script == "distillabse"
-    assert read.training_script_args == ["distill", *JOB.split(), "--resume"]
+    assert read.training_script_args == ["run", "--until", "distill", *JOB.split()]
 
 
 def test_the_deepspeed_launcher_runs_the_same_training_with_a_hostfile(cluster):
@@ -113,15 +112,16 @@ def test_the_deepspeed_launcher_runs_the_same_training_with_a_hostfile(cluster):
     read = parse_deepspeed(words[1:])
     assert (read.node_rank, read.master_addr, read.master_port) == (1, "node7", 23456)
     assert read.no_ssh and read.no_local_rank and read.module and read.user_script == "distillabse"
-    assert read.user_args == ["distill", *JOB.split()]
+    assert read.user_args == ["run", "--until", "distill", *JOB.split()]
     assert dict(fetch_hostfile(read.hostfile)) == {"node7": 4, "node8": 4}
+    # It is gone when the job has ended well.
+    assert cluster.run("my.yaml", "training.max_steps=10", LAUNCHER="deepspeed") == 0
+    assert sorted(path.name for path in cluster.folder.iterdir()) == ["calls", "scancel", "scontrol", "srun"]
 
 
 def test_a_training_that_fails_ends_the_job_and_does_not_come_back(cluster):
     assert cluster.run("my.yaml", "training.max_steps=10", TRAINING="fails") == 1
     assert cluster.commands()[-1] == torchrun()
-    assert cluster.run("my.yaml", "--resume", "training.max_steps=10") == 0
-    assert cluster.commands()[:2] == ["scontrol show hostnames 'node[7-8]'", torchrun(" --resume")]
 
 
 def test_near_the_time_limit_the_job_is_stopped_requeued_and_goes_on(cluster):
@@ -134,11 +134,12 @@ def test_near_the_time_limit_the_job_is_stopped_requeued_and_goes_on(cluster):
     process.communicate(timeout=30)
     assert process.returncode == 0
     assert cluster.commands()[-3:] == [torchrun(), "scancel --signal=TERM 123456", "scontrol requeue 123456"]
-    # The same job number again: the text is not prepared a second time, and training goes on.
+    # The same job number again. Only the rendezvous has another name: `run` finds out itself what is done.
     assert cluster.run("my.yaml", "training.max_steps=10", SLURM_RESTART_COUNT="1") == 0
     assert cluster.commands() == [
+        f"{ONE} run --until vocabulary {JOB}",
         "scontrol show hostnames 'node[7-8]'",
-        torchrun(" --resume", restart=1),
+        torchrun(restart=1),
         f"{ONE} export {JOB}",
         f"{ONE} run {JOB}",
     ]
@@ -148,10 +149,10 @@ def test_a_container_goes_before_every_command_and_an_empty_deepspeed_means_ddp(
     words = {"SRUN_OPTIONS": "--container-image=d.sqsh", "WRAPPER": "apptainer exec --nv d.sif", "DEEPSPEED": ""}
     assert cluster.run("my.yaml", **words) == 0
     steps = [command for command in cluster.commands() if command.startswith("srun ")]
-    assert len(steps) == 5
+    assert len(steps) == 4
     assert all(step.startswith("srun --container-image=d.sqsh --nodes=") for step in steps)
     wrapped = [step.split("apptainer exec --nv d.sif ")[1].split()[0] for step in steps]
-    assert wrapped == ["env", "env", "torchrun", "env", "env"]
+    assert wrapped == ["env", "torchrun", "env", "env"]
     assert not [step for step in steps if "deepspeed" in step]
 
 
