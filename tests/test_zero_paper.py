@@ -1,5 +1,6 @@
-"""The reckoning of memory in docs/scaling.md, against the ZeRO paper's own figures and the teacher's known size."""
+"""The memory in docs/scaling.md: reckoned as in the ZeRO paper, and measured as benchmarks/results has it."""
 
+import json
 import sys
 from pathlib import Path
 
@@ -49,3 +50,35 @@ def test_parameters_are_counted_on_the_jobs_that_are_shipped():
 
 def test_the_documents_hold_this_table():
     assert zero_paper.paper_table() in (ROOT / "docs" / "scaling.md").read_text(encoding="utf-8")
+
+
+@pytest.fixture(scope="module")
+def measured():
+    return json.loads((ROOT / "benchmarks" / "results" / "zero_memory.json").read_text(encoding="utf-8"))["ways"]
+
+
+def test_the_measured_table_is_that_of_the_results(measured):
+    lines = (ROOT / "docs" / "scaling.md").read_text(encoding="utf-8").splitlines()
+    rows = [[cell.strip() for cell in line.strip("|").split("|")] for line in lines if line.startswith("|")]
+    written = {row[0].replace("`", ""): row[1:] for row in rows if len(row) == 10}
+    for name, way in measured.items():
+        process = way["processes"][-1]
+        kinds = ("weights", "gradients", "moments", "float32 copy", "teacher")
+        held = [f"{process['held']['before'][kind] / 1e6:,.0f}" for kind in kinds]
+        resident = [
+            f"{process['resident'][moment] / 1e6:,.0f} ({process['resident_to_ddp'][moment]:.2f})"
+            for moment in ("between", "before", "after", "peak")
+        ]
+        assert written[name] == [*held, *resident]
+
+
+def test_the_measured_shares_are_those_of_the_stages(measured):
+    for name, way in measured.items():
+        for process in way["processes"]:
+            trained, held = process["trained_parameters"], process["held"]
+            share = 2 if way["zero_stage"] else 1
+            assert held["before"]["moments"] == pytest.approx(8 * trained / share, rel=1e-3), name
+            copied = 4 * trained / 2 if way["zero_stage"] else 0
+            assert held["before"]["float32 copy"] == pytest.approx(copied, rel=1e-3), name
+            whole = (way["zero_stage"] or 0) < 2  # while gradients are accumulated
+            assert held["between"]["gradients"] == pytest.approx(4 * trained / (1 if whole else 2), rel=0.1), name
