@@ -52,7 +52,7 @@ def paper_table() -> str:
         cells = [name, f"{trained / 1e6:.1f} M", f"{frozen / 1e6:.1f} M", gigabytes(training_bytes(trained, frozen))]
         for stage in (1, 2, 3):
             cells.append(gigabytes(*(training_bytes(trained, frozen, stage, gpus) for gpus in GPUS)))
-        cells.append(gigabytes(taught * FP32["weights"], taught * MIXED["weights"]))
+        cells.append(gigabytes(taught * FP32["weights"]))
         cells.append(gigabytes(*(taught * MIXED["weights"] / gpus for gpus in GPUS)))
         lines.append(f"| {' | '.join(cells)} |")
     return "\n".join(lines)
