@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
+import torch
 from torch import Tensor, autocast, nn, no_grad
 
 from distillabse.config import ObjectiveConfig
@@ -54,8 +56,13 @@ class Distiller(nn.Module):
         return tuple(sorted(_union(objective.teacher_taps for objective in self.objectives)))
 
     def teacher_signals(self, input_ids: Tensor, attention_mask: Tensor) -> Signals:
-        """The frozen teacher's signals for a padded batch."""
-        with no_grad():
+        """The frozen teacher's signals for a padded batch, computed in the precision that the student runs in.
+
+        Autocast sees to that, unless DeepSpeed does: it casts the student's weights and leaves the teacher's alone.
+        """
+        precision = next(self.student.parameters()).dtype
+        low = precision in (torch.bfloat16, torch.float16)
+        with no_grad(), autocast(input_ids.device.type, precision) if low else nullcontext():
             return self._tapped_teacher(input_ids, attention_mask)
 
     def forward(
