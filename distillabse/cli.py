@@ -6,7 +6,6 @@ instance on a full disk, 143 a training that a signal stopped in good order.
 
 from __future__ import annotations
 
-import json
 import logging
 import sys
 from pathlib import Path
@@ -16,7 +15,9 @@ import typer
 from rich.console import Console
 from rich.logging import RichHandler
 
-from distillabse.errors import ConfigurationError, DistillabseError, GateFailed, InputError
+from distillabse.cli_configs import configs_app
+from distillabse.cli_encode import encode
+from distillabse.errors import ConfigurationError, DistillabseError, GateFailed
 
 if TYPE_CHECKING:
     from distillabse.config import JobConfig
@@ -29,7 +30,6 @@ app = typer.Typer(
     rich_markup_mode="rich",
     pretty_exceptions_enable=False,
 )
-configs_app = typer.Typer(help="Configurations that come with the package.", no_args_is_help=True)
 app.add_typer(configs_app, name="configs")
 
 Config = Annotated[str, typer.Argument(help="A YAML file, or the name of a shipped configuration.")]
@@ -236,45 +236,7 @@ def report(config: Config, overrides: Overrides = None) -> None:
     console.print(f"Report: [bold]{folder.report_html}[/bold]", soft_wrap=True)
 
 
-@app.command()
-def encode(
-    bundle: Annotated[Path, typer.Argument(help="Folder that `export` wrote.")],
-    texts: Annotated[
-        Path | None, typer.Argument(help="File with a text a line; by default standard input.", show_default=False)
-    ] = None,
-    output: Annotated[
-        Path | None, typer.Option("--output", "-o", help="A .npy or .jsonl file; by default JSONL on standard output.")
-    ] = None,
-    file: Annotated[
-        str | None, typer.Option(help="Graph inside the bundle; by default INT8 where there is one.")
-    ] = None,
-    batch_size: Annotated[int, typer.Option(min=1)] = 32,
-    device: Annotated[str, typer.Option(help="cpu or cuda")] = "cpu",
-) -> None:
-    """Turn texts into vectors.
-
-    Example: echo "Where is the station?" | distillabse encode runs/quickstart/bundle
-    """
-    import numpy as np
-
-    from distillabse.encoder import Encoder
-    from distillabse.storage import new_file
-
-    if output is not None and output.suffix not in (".npy", ".jsonl"):
-        raise ConfigurationError(f"--output {output}: name a .npy or a .jsonl file.")
-    if device not in ("cpu", "cuda"):
-        raise ConfigurationError(f"--device {device}: give cpu or cuda.")
-    lines = _read_lines(texts)
-    encoder = Encoder(bundle, file=file, device=device)  # type: ignore[arg-type]
-    vectors = encoder.encode(lines, batch_size=batch_size, show_progress=output is not None)
-    if output is None:
-        _write_jsonl(sys.stdout, lines, vectors)
-    elif output.suffix == ".npy":
-        with new_file(output) as temporary, temporary.open("wb") as target:
-            np.save(target, vectors)
-    else:
-        with new_file(output) as temporary, temporary.open("w", encoding="utf-8") as target:
-            _write_jsonl(target, lines, vectors)
+app.command()(encode)
 
 
 @app.command()
@@ -317,40 +279,6 @@ def validate(config: Config, overrides: Overrides = None) -> None:
     typer.echo(f"{config} is valid (hash {config_hash(job)[:12]}).")
 
 
-@configs_app.command("ls")
-def configs_ls() -> None:
-    """List them.
-
-    Example: distillabse configs ls
-    """
-    from distillabse.settings import shipped_configs
-
-    for name, path in shipped_configs().items():
-        first = path.read_text(encoding="utf-8").splitlines()[0].lstrip("# ")
-        typer.echo(f"{name:22} {first}")
-
-
-@configs_app.command("show")
-def configs_show(name: str) -> None:
-    """Print one.
-
-    Example: distillabse configs show quickstart
-    """
-    typer.echo(_shipped(name).read_text(encoding="utf-8"), nl=False)
-
-
-@configs_app.command("cp")
-def configs_cp(name: str, target: Path) -> None:
-    """Copy one, to change it.
-
-    Example: distillabse configs cp labse-opensubtitles my.yaml
-    """
-    if target.exists():
-        raise ConfigurationError(f"{target} exists already. Remove it, or choose another name.")
-    target.write_text(_shipped(name).read_text(encoding="utf-8"), encoding="utf-8")
-    typer.echo(f"{target} written. Check it with: distillabse validate {target}")
-
-
 def main() -> None:
     """Run the command line and turn errors into messages and exit statuses."""
     try:
@@ -373,33 +301,6 @@ def _load(config: str, overrides: list[str] | None) -> JobConfig:
     from distillabse.settings import load_config
 
     return load_config(config, overrides or [])
-
-
-def _shipped(name: str) -> Path:
-    from distillabse.settings import shipped_configs
-
-    shipped = shipped_configs()
-    if name not in shipped:
-        raise ConfigurationError(f"There is no shipped configuration {name!r}. Shipped: {', '.join(shipped)}.")
-    return shipped[name]
-
-
-def _read_lines(path: Path | None) -> list[str]:
-    if path is not None and not path.is_file():
-        raise InputError(f"{path} is not a file.")
-    data = path.read_bytes() if path is not None else sys.stdin.buffer.read()
-    try:
-        return data.decode("utf-8").splitlines()
-    except UnicodeDecodeError as error:
-        line = data[: error.start].count(b"\n") + 1
-        raise InputError(
-            f"{path or 'standard input'}: line {line} is not UTF-8. Convert it first, e.g. with iconv."
-        ) from None
-
-
-def _write_jsonl(target: Any, lines: list[str], vectors: Any) -> None:
-    for text, vector in zip(lines, vectors, strict=True):
-        target.write(json.dumps({"text": text, "vector": vector.tolist()}, ensure_ascii=False) + "\n")
 
 
 def _escaped(message: str) -> str:
