@@ -8,6 +8,7 @@ import glob
 import hashlib
 import json
 import os
+import re
 import secrets
 import shutil
 import tempfile
@@ -19,6 +20,9 @@ from typing import Any
 from distillabse.errors import DistillabseError, InputError, StorageError
 
 _LOCK = ".lock"
+_LEFTOVERS = ("partial", "previous", "new", "building")
+# How libraries tell of a full disk that do not say so: torch, and numpy, which knows how much it could write.
+_FULL = re.compile(r"inline_container|iostream error|PytorchStreamWriter|\d+ requested and \d+ written")
 
 
 @contextmanager
@@ -41,9 +45,10 @@ def new_folder(path: Path) -> Iterator[Path]:
 
 
 def remove_leftovers(path: Path) -> None:
-    """Remove what a killed process left of its `new_folder(path)`; call it where no other one writes `path`."""
-    for leftover in path.parent.glob(f".{glob.escape(path.name)}.*.partial"):
-        shutil.rmtree(leftover, ignore_errors=True)
+    """Remove what a killed process left where it made, replaced or removed `path`; call it where no other one does."""
+    for suffix in _LEFTOVERS:
+        for leftover in path.parent.glob(f".{glob.escape(path.name)}.*.{suffix}"):
+            shutil.rmtree(leftover, ignore_errors=True)
 
 
 @contextmanager
@@ -181,8 +186,9 @@ def storage_errors(path: Path) -> Iterator[None]:
         raise
     except Exception as error:
         number = error.errno if isinstance(error, OSError) else None
-        # safetensors, torch and pyarrow wrap the operating system's error into their own.
-        if number in (errno.ENOSPC, errno.EDQUOT) or os.strerror(errno.ENOSPC) in str(error):
+        # safetensors, torch, numpy and pyarrow wrap the operating system's error into their own.
+        full = os.strerror(errno.ENOSPC) in str(error) or _FULL.search(str(error)) is not None
+        if number in (errno.ENOSPC, errno.EDQUOT) or full:
             raise StorageError(
                 f"No space left on the disk while writing {path}. Free some space, or choose another place with "
                 f"`output=...`, and run the same command again; anything that was there before is intact."

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import copy
 import logging
-import shutil
 import time
 from collections.abc import Callable, Iterator, Sequence
 from itertools import islice
@@ -23,7 +22,7 @@ from distillabse.models.folder import save_encoder
 from distillabse.models.reduction import REDUCTION_SAMPLE, fit_reduction, load_reduction, reduced, save_reduction
 from distillabse.models.student import build_student, with_unit_vectors
 from distillabse.models.teacher import load_teacher, training_teacher, transformer_of
-from distillabse.storage import new_folder, write_json
+from distillabse.storage import new_folder, remove_folder, remove_leftovers, write_json
 from distillabse.training.cache import TeacherCache, cache_identity, open_cache, teacher_cache
 from distillabse.training.checkpoints import checkpoint_step, newest_checkpoint, require_same_steps
 from distillabse.training.data import TokenisedSentences, tokenise_corpus
@@ -140,7 +139,9 @@ def _train(
             save_reduction(reduction, folder)
         write_json(folder / run.training_history.name, history)
     for working_area in (data, checkpoints / layout.TEACHER_CACHE, checkpoints / layout.UNIVERSAL_CHECKPOINT):
-        shutil.rmtree(working_area, ignore_errors=True)
+        # At once: what is half removed would be half there for a job that is killed now and started again.
+        remove_folder(working_area)
+        remove_leftovers(working_area)
     logger.info("Student written to %s", product)
 
 
@@ -173,6 +174,7 @@ def _texts(config: JobConfig, run: RunFolder) -> Iterator[str]:
 
 def _prepare_data(config: JobConfig, run: RunFolder, student: SentenceTransformer, folder: Path) -> None:
     """Token ids of the training split, once for all processes and all parts of an interrupted training."""
+    remove_leftovers(folder)
     if not folder.is_dir():
         tokenise_corpus(student, _texts(config, run), folder)
 
