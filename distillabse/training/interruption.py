@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import signal
 import threading
 from typing import Any
@@ -11,6 +12,16 @@ from torch import distributed
 from transformers import TrainerCallback
 
 _SIGNALS = (signal.SIGTERM, signal.SIGUSR1)
+
+
+def leave_signals_to_trainer(worker: int) -> None:
+    """For the processes of a DataLoader, as `worker_init_fn`: they end with training, not at a signal to stop it.
+
+    Schedulers send signals to all processes of a job. torch has a worker end at SIGTERM, and training would break
+    before it has saved. Only what comes from the parent, which so ends its workers, is obeyed.
+    """
+    signal.pthread_sigmask(signal.SIG_BLOCK, _SIGNALS)
+    threading.Thread(target=_obey, args=(os.getppid(),), daemon=True).start()
 
 
 class StopOnSignal(TrainerCallback):
@@ -61,3 +72,9 @@ class StopOnSignal(TrainerCallback):
         received = torch.tensor(int(self._received))
         distributed.all_reduce(received, distributed.ReduceOp.MAX, self._group)
         return bool(received)
+
+
+def _obey(parent: int) -> None:
+    while signal.sigwaitinfo(_SIGNALS).si_pid != parent:
+        pass
+    os._exit(0)

@@ -29,7 +29,7 @@ from distillabse.training.checkpoints import Topology, checkpoint_path, commit_c
 from distillabse.training.data import PaddingCollator, TokenisedSentences
 from distillabse.training.deepspeed import is_universal, mend_universal_state, trained_weights, zero_stage
 from distillabse.training.distiller import Distiller
-from distillabse.training.interruption import StopOnSignal
+from distillabse.training.interruption import StopOnSignal, leave_signals_to_trainer
 from distillabse.training.progress import SentenceProgress
 from distillabse.training.router_health import RouterMonitor
 
@@ -157,6 +157,7 @@ class DistillationTrainer(Trainer):
             prefetch_factor=args.dataloader_prefetch_factor,
             persistent_workers=args.dataloader_persistent_workers,
             pin_memory=args.dataloader_pin_memory and args.device.type == "cuda",
+            worker_init_fn=leave_signals_to_trainer,
         )
 
     def _run_epoch(self, *args: Any, **kwargs: Any) -> None:
