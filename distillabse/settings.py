@@ -118,6 +118,7 @@ def training_arguments(config: JobConfig, output_dir: Path) -> TrainingArguments
         "disable_tqdm": True,
         "logging_nan_inf_filter": False,
         "remove_unused_columns": False,
+        "restore_callback_states_from_checkpoint": True,  # for how long early stopping has waited
     }
     asked = dict(config.training)
     if asked.get("deepspeed"):

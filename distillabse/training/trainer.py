@@ -14,7 +14,7 @@ from accelerate.utils import broadcast_object_list
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 from torch.utils.data import Subset
-from transformers import Trainer, TrainerCallback, TrainingArguments
+from transformers import EarlyStoppingCallback, Trainer, TrainerCallback, TrainingArguments
 from transformers.trainer_callback import PrinterCallback
 
 from distillabse import layout
@@ -260,6 +260,17 @@ class DistillationTrainer(Trainer):
                 "is good and `distillabse distill --resume` goes on from it."
             )
         return terms
+
+    def _run_epoch(self, **kwargs: Any) -> None:
+        """As in any Trainer, which takes one more step where it goes on from the checkpoint of the last one."""
+        patience = [(c.early_stopping_patience_counter, c.early_stopping_patience) for c in self._early_stopping()]
+        if self.state.global_step >= self.state.max_steps or any(waited >= limit for waited, limit in patience):
+            self.control.should_training_stop = True
+        else:
+            super()._run_epoch(**kwargs)
+
+    def _early_stopping(self) -> list[EarlyStoppingCallback]:
+        return [callback for callback in self.callback_handler.callbacks if isinstance(callback, EarlyStoppingCallback)]
 
     def _save_checkpoint(self, model: Any, trial: Any) -> None:
         self._mean_terms()
