@@ -160,12 +160,6 @@ class DistillationTrainer(Trainer):
             worker_init_fn=leave_signals_to_trainer,
         )
 
-    def _run_epoch(self, *args: Any, **kwargs: Any) -> None:
-        if self.state.global_step < self.state.max_steps:
-            super()._run_epoch(*args, **kwargs)
-        else:  # a training that was killed after its last step: the Trainer would add one
-            self.control.should_training_stop = True
-
     def create_optimizer(self, model: Any = None) -> Any:
         """As in any Trainer."""
         optimizer = super().create_optimizer(model)
