@@ -123,9 +123,11 @@ class DistillationTrainer(Trainer):
 
         Raises:
             TrainingError: the loss is no longer a number, or another process of the job is gone.
+            StorageError: the disk is full; earlier checkpoints are intact.
         """
         try:
-            return super().train(*args, **kwargs)
+            with storage_errors(Path(self.args.output_dir)):  # what is logged is written, too
+                return super().train(*args, **kwargs)
         except RuntimeError as error:
             if any(sign in str(error) for sign in _GONE):
                 raise TrainingError(
@@ -202,6 +204,7 @@ class DistillationTrainer(Trainer):
         """Write the student as a folder of its own, and what the objectives learnt beside it."""
         student, learnt = self._whole()
         if self.args.should_save:
+            self._require_numbers(student)
             folder = Path(output_dir or self.args.output_dir)
             save_encoder(student, folder)
             # What objectives learn, such as a map to the teacher's width, is needed to go on; no part of the student.
@@ -255,6 +258,20 @@ class DistillationTrainer(Trainer):
             )
         return terms
 
+    def _require_numbers(self, student: SentenceTransformer) -> None:
+        """Refuse to save what no training could go on from: a loss shows only one step later that weights are broken.
+
+        Raises:
+            TrainingError: a weight is no longer a number.
+        """
+        broken = [name for name, weight in student.named_parameters() if not weight.isfinite().all()]
+        if broken:
+            raise TrainingError(
+                f"Weights are no longer numbers at step {self.state.global_step} ({broken[0]}, {len(broken)} in all). "
+                "Lower training.learning_rate, set training.max_grad_norm, or set training.bf16: false; the last "
+                "checkpoint is good and `distillabse distill --resume` goes on from it."
+            )
+
     def _run_epoch(self, **kwargs: Any) -> None:
         """As in any Trainer, which takes one more step where it goes on from the checkpoint of the last one."""
         patience = [(c.early_stopping_patience_counter, c.early_stopping_patience) for c in self._early_stopping()]
@@ -281,8 +298,9 @@ class DistillationTrainer(Trainer):
                 if self.args.should_save:
                     commit_checkpoint(folder, self.topology)
         except BaseException:
-            # Half a checkpoint must never be taken for one.
-            shutil.rmtree(folder, ignore_errors=True)
+            # Half a checkpoint must never be taken for one. Another process cannot know whether it is half.
+            if self.args.should_save:
+                shutil.rmtree(folder, ignore_errors=True)
             raise
         finally:
             self.args.save_total_limit = keep
