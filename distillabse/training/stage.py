@@ -79,12 +79,17 @@ def distill_stage(config: JobConfig, run: RunFolder, resume: bool = False) -> No
 
 
 def trainer_arguments(config: JobConfig, checkpoints: Path) -> TrainingArguments:
-    """The training block as TrainingArguments, in a state in which encoders load whole; see `training_arguments`."""
+    """The training block as TrainingArguments, in a state in which encoders load whole; see `training_arguments`.
+
+    Random numbers begin at the job's seed: even weights that nothing reads, such as BERT's pooler, come out the same.
+    """
+    from transformers import set_seed
     from transformers.integrations.deepspeed import unset_hf_deepspeed_config
 
     from distillabse.settings import training_arguments
 
     arguments = training_arguments(config, checkpoints)
+    set_seed(arguments.seed)
     # With stage 3 transformers would split models while it loads them, and a student is built from whole weights.
     unset_hf_deepspeed_config()
     return arguments
