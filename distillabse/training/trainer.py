@@ -297,6 +297,8 @@ class DistillationTrainer(Trainer):
                 self.accelerator.wait_for_everyone()
                 if self.args.should_save:
                     commit_checkpoint(folder, self.topology)
+                # A process that left earlier would have the launcher end this one while it commits.
+                self.accelerator.wait_for_everyone()
         except BaseException:
             # Half a checkpoint must never be taken for one. Another process cannot know whether it is half.
             if self.args.should_save:
