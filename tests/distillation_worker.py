@@ -117,7 +117,9 @@ def launcher(processes):
 
 
 def environment():
-    return os.environ | {"OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": "", "PYTHONPATH": str(Path(__file__).parent)}
+    folder = Path(__file__).parent
+    paths = f"{folder}{os.pathsep}{folder.parent}"  # this package, and no other that is installed
+    return os.environ | {"OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": "", "PYTHONPATH": paths}
 
 
 def main(file):

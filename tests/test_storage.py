@@ -1,7 +1,10 @@
 import errno
 import fcntl
+from pathlib import Path
 
+import numpy as np
 import pytest
+import torch
 
 from distillabse.errors import InputError, StorageError
 from distillabse.storage import (
@@ -84,16 +87,44 @@ def test_a_full_disk_is_one_clear_error_and_the_old_result_stays(tmp_path, write
     assert leftovers(tmp_path) == ["product"]
 
 
-def test_leftovers_of_a_killed_process_are_removed(tmp_path):
-    killed = new_folder(tmp_path / "product")
-    (killed.__enter__() / "half").write_text("x")
-    with new_folder(tmp_path / "product") as folder:
-        (folder / "a").write_text("1")
-    (tmp_path / ".products.x.partial").mkdir()
-    assert len(leftovers(tmp_path)) == 3
+def save_with_torch():
+    torch.save({"a": torch.zeros(5000)}, "/dev/full")
+
+
+def save_with_torch_into_a_file():
+    with open("/dev/full", "wb") as file:
+        torch.save({"a": torch.zeros(5000)}, file)
+
+
+def save_with_numpy():
+    with open("/dev/full", "wb") as file:
+        np.save(file, np.zeros(100_000))
+
+
+def save_text():
+    Path("/dev/full").write_text("text")
+
+
+@pytest.mark.parametrize("save", [save_with_torch, save_with_torch_into_a_file, save_with_numpy, save_text])
+def test_a_full_disk_in_the_words_of_each_library(tmp_path, save):
+    """/dev/full answers every write as a full disk does."""
+    with pytest.raises(StorageError, match=r"No space left .*product"), new_folder(tmp_path / "product"):
+        save()
+
+
+def test_other_errors_are_not_taken_for_a_full_disk(tmp_path):
+    with pytest.raises(RuntimeError, match="shapes"), new_folder(tmp_path / "product"):
+        raise RuntimeError("shapes do not fit")
+
+
+def test_leftovers_of_a_killed_process_go_and_nothing_else(tmp_path):
+    own = [f".product.{middle}" for middle in ("ab12cd34.partial", "ab12cd34.previous", "x.new", "0badcafe.building")]
+    others = ["product", "product.partial", ".product2.x.partial", ".product.x.backup"]
+    for name in own + others:
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "file").touch()
     remove_leftovers(tmp_path / "product")
-    assert leftovers(tmp_path) == [".products.x.partial", "product"]
-    remove_leftovers(tmp_path / "absent" / "product")
+    assert leftovers(tmp_path) == sorted(others)
 
 
 def test_json_round_trip_and_errors(tmp_path):
