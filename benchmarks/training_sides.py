@@ -138,7 +138,7 @@ def distillabse(task: Task, texts: list[str], between_rounds: Callable[[], None]
     from distillabse.config import CosineObjective, MiniLMObjective, MSEObjective, TrainingConfig
     from distillabse.models.teacher import load_encoder
     from distillabse.training.data import tokenised_sentences
-    from distillabse.training.stage import distill
+    from distillabse.training.distillation import distill
 
     teacher, student = load_encoder(task.teacher), load_student(task)
     if task.objective == "relations":

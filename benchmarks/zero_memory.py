@@ -133,8 +133,8 @@ def measure(way: str, folder: Path) -> None:
     from distillabse.storage import write_json
     from distillabse.training.data import tokenised_sentences
     from distillabse.training.deepspeed import announce_checkpoint
+    from distillabse.training.distillation import trainer_arguments
     from distillabse.training.distiller import Distiller
-    from distillabse.training.stage import trainer_arguments
     from distillabse.training.trainer import DistillationTrainer
 
     torch.set_num_threads(1)

@@ -49,7 +49,7 @@ def job(teacher, output, **settings):
 def train(job):
     """Train as `job` says, in as many processes as there are; what came of it, in the main process."""
     from distillabse.training.data import tokenised_sentences
-    from distillabse.training.stage import distill, held_out_fidelity, trainer_arguments
+    from distillabse.training.distillation import distill, held_out_fidelity, trainer_arguments
 
     config = JobConfig.model_validate(
         {

@@ -27,8 +27,8 @@ from distillabse.pipeline import is_current, run_job, run_plan, run_stage, stage
 from distillabse.settings import load_config, training_arguments, validate
 from distillabse.storage import read_json
 from distillabse.training.data import PaddingCollator
+from distillabse.training.distillation import distill, held_out_fidelity
 from distillabse.training.distiller import Distiller
-from distillabse.training.stage import distill, held_out_fidelity
 
 
 @pytest.fixture(scope="module")

@@ -22,8 +22,8 @@ from distillabse.models.tokens import tokenise
 from distillabse.settings import training_arguments
 from distillabse.training.cache import cache_identity, teacher_cache
 from distillabse.training.data import PaddingCollator, TokenisedSentences, tokenised_sentences
+from distillabse.training.distillation import distill, held_out_fidelity
 from distillabse.training.distiller import Distiller
-from distillabse.training.stage import distill, held_out_fidelity
 from distillabse.training.trainer import DistillationTrainer
 
 OBJECTIVES = [CosineObjective(), MiniLMObjective(weight=0.5), MiniLMv2Objective(relation_heads=8, weight=0.1)]

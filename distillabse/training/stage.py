@@ -2,32 +2,28 @@
 
 from __future__ import annotations
 
-import copy
 import logging
-import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator
 from itertools import islice
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from distillabse import layout, processes
-from distillabse.config import JobConfig, TeacherConfig, TeacherStudentConfig, TrainedStudentConfig, TrainingConfig
+from distillabse.config import JobConfig, TeacherConfig, TeacherStudentConfig, TrainedStudentConfig
 from distillabse.corpus.records import read_records, sentences, training_texts
-from distillabse.errors import ConfigurationError, InputError, Interrupted
-from distillabse.evaluation.fidelity import cosine_and_skill
+from distillabse.errors import InputError
 from distillabse.layout import RunFolder
 from distillabse.models.folder import save_encoder
 from distillabse.models.reduction import REDUCTION_SAMPLE, fit_reduction, load_reduction, reduced, save_reduction
 from distillabse.models.student import build_student, with_unit_vectors
-from distillabse.models.teacher import load_teacher, training_teacher, transformer_of
+from distillabse.models.teacher import load_teacher, training_teacher
 from distillabse.storage import new_folder, remove_folder, remove_leftovers, write_json
-from distillabse.training.cache import TeacherCache, cache_identity, open_cache, teacher_cache
-from distillabse.training.checkpoints import checkpoint_step, newest_checkpoint, require_same_steps
+from distillabse.training.checkpoints import newest_checkpoint, require_same_steps
 from distillabse.training.data import TokenisedSentences, tokenise_corpus
-from distillabse.training.deepspeed import announce_checkpoint, universal_checkpoint
-from distillabse.training.distiller import Distiller
+from distillabse.training.deepspeed import universal_checkpoint
+from distillabse.training.distillation import distill, held_out_fidelity, trainer_arguments
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -76,23 +72,6 @@ def distill_stage(config: JobConfig, run: RunFolder, resume: bool = False) -> No
         assistant = TeacherConfig(model=str(run.assistant))
         teacher, reduction = load_teacher(assistant, device), load_reduction(run.assistant)
     _train(config, run, teacher, reduction, run.student, arguments, resume)
-
-
-def trainer_arguments(config: JobConfig, checkpoints: Path) -> TrainingArguments:
-    """The training block as TrainingArguments, in a state in which encoders load whole; see `training_arguments`.
-
-    Random numbers begin at the job's seed: even weights that nothing reads, such as BERT's pooler, come out the same.
-    """
-    from transformers import set_seed
-    from transformers.integrations.deepspeed import unset_hf_deepspeed_config
-
-    from distillabse.settings import training_arguments
-
-    arguments = training_arguments(config, checkpoints)
-    set_seed(arguments.seed)
-    # With stage 3 transformers would split models while it loads them, and a student is built from whole weights.
-    unset_hf_deepspeed_config()
-    return arguments
 
 
 def _train(
@@ -203,110 +182,3 @@ def _checkpoint_to_resume(checkpoints: Path, arguments: TrainingArguments) -> Pa
 
     chosen = processes.agreed(choose)
     return Path(chosen) if chosen else None
-
-
-def distill(
-    config: TrainingConfig,
-    teacher: SentenceTransformer,
-    student: SentenceTransformer,
-    sentences: TokenisedSentences,
-    held_out: Callable[[SentenceTransformer], dict[str, float]] | None,
-    arguments: TrainingArguments,
-    checkpoint: str | None = None,
-) -> dict[str, Any]:
-    """Train `student` on `teacher`; returns the history of the run. All processes of a job call this.
-
-    Args:
-        config: objectives, teacher cache, early stopping.
-        teacher: what it learns from; same tokenizer and dimension.
-        student: trained in place; in evaluation mode afterwards. Under DeepSpeed only the main process has it whole.
-        sentences: what to train on.
-        held_out: figures of the student at every evaluation, as from `held_out_fidelity`; the main process needs it.
-        arguments: of the Trainer.
-        checkpoint: folder to go on from.
-
-    Raises:
-        TrainingError: the loss stopped being a number, or another process is gone.
-        Interrupted: a signal asked to stop; a checkpoint was saved.
-    """
-    from transformers import EarlyStoppingCallback
-
-    from distillabse.training.cpu import fast_on_cpu
-    from distillabse.training.trainer import DistillationTrainer
-
-    copied = None
-    if arguments.deepspeed:
-        announce_checkpoint(arguments, checkpoint)
-        copied = copy.deepcopy(student).cpu() if processes.is_main() else None
-    distiller = Distiller(student, teacher, config.objectives)
-    callbacks: list[Any] = []
-    if config.early_stopping is not None:
-        callbacks.append(EarlyStoppingCallback(config.early_stopping.patience, config.early_stopping.threshold))
-    started = time.monotonic()
-    cache = _teacher_cache(config, distiller, sentences, arguments) if config.teacher_cache else None
-    if config.shard_teacher:
-        distiller.shard_teacher(arguments.hf_deepspeed_config.config)
-    trainer = DistillationTrainer(distiller, arguments, sentences, held_out, callbacks, cache, copied)
-    with fast_on_cpu(student, arguments):
-        trainer.train(resume_from_checkpoint=checkpoint)
-    seconds = time.monotonic() - started
-    if trainer.stop.requested:
-        raise Interrupted(
-            f"Stopped by a signal after step {trainer.state.global_step}; its checkpoint is in "
-            f"{arguments.output_dir}. The same command with --resume, or `distillabse run`, goes on from there."
-        )
-    trainer.take_trained_weights()
-    earlier = checkpoint_step(Path(checkpoint)) if checkpoint else 0
-    trained = (trainer.state.global_step - earlier) * trainer.topology.sentences_per_step
-    student.eval()
-    return {
-        "log": trainer.state.log_history,
-        "steps": trainer.state.global_step,
-        "training_seconds": round(seconds, 1),
-        "sentences": len(sentences),
-        "sentences_per_second": round(trained / seconds, 1),
-        "device": str(arguments.device),
-        "processes": trainer.topology.processes,
-        "zero_stage": trainer.topology.zero_stage,
-        "precision": "bf16" if arguments.bf16 else "fp16" if arguments.fp16 else "fp32",
-        "resumed_from": Path(checkpoint).name if checkpoint else None,
-    }
-
-
-def _teacher_cache(
-    config: TrainingConfig, distiller: Distiller, sentences: TokenisedSentences, arguments: TrainingArguments
-) -> TeacherCache:
-    """The teacher's signals: from a cache that is there, else the main process makes one for all."""
-    own = Path(str(arguments.output_dir)) / layout.TEACHER_CACHE
-    shared = config.teacher_cache.expanduser() if isinstance(config.teacher_cache, Path) else None
-    folder = shared or own
-    loaded_from = transformer_of(distiller.teacher).config
-    identity = cache_identity(
-        distiller, sentences, arguments.bf16, str(loaded_from._name_or_path), getattr(loaded_from, "_commit_hash", None)
-    )
-
-    def fill() -> None:
-        teacher_cache(distiller, sentences, folder, identity, arguments.device, replace=shared is None)
-
-    processes.agreed(fill)
-    cache = open_cache(sentences, folder, identity, verify=False)
-    if cache is None:
-        raise InputError(
-            f"Process {processes.rank()} does not see the teacher cache in {folder}. All nodes must share it: set "
-            "teacher_cache, or `output`, to a place on a shared file system."
-        )
-    return cache
-
-
-def held_out_fidelity(
-    teacher: SentenceTransformer, texts: Sequence[str]
-) -> Callable[[SentenceTransformer], dict[str, float]]:
-    """A function that gives a student's mean cosine and skill on `texts`; the teacher encodes them once, now."""
-    if len(texts) < 2:
-        raise ConfigurationError("The dev split is too small to measure held-out fidelity: raise corpus.split.dev.")
-    targets = teacher.encode(list(texts), batch_size=64, show_progress_bar=False)
-
-    def measure(student: SentenceTransformer) -> dict[str, float]:
-        return cosine_and_skill(targets, student.encode(list(texts), batch_size=64, show_progress_bar=False))
-
-    return measure
