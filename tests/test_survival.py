@@ -61,14 +61,14 @@ class Broken(Exception):
     """Stands for whatever ends a process."""
 
 
-def break_at(monkeypatch, step):
+def break_at(monkeypatch, step, error=None):
     """End the next training within a step."""
     run, done = DistillationTrainer.training_step, []
 
     def training_step(self, *args, **kwargs):
         if self.state.global_step == step and not done:
             done.append(step)
-            raise Broken
+            raise error or Broken
         return run(self, *args, **kwargs)
 
     monkeypatch.setattr(DistillationTrainer, "training_step", training_step)
@@ -233,6 +233,23 @@ def test_early_stopping_remembers_how_long_it_has_waited(config, monkeypatch):
     shutil.rmtree(run.student)  # as if it had been killed before it wrote the student
     history = json.loads(finish(config).training_history.read_text())
     assert (history["resumed_from"], history["steps"]) == ("checkpoint-12", 12)
+
+
+@pytest.mark.parametrize(
+    "error",
+    [ConnectionResetError(104, "Connection reset by peer"), EOFError(), RuntimeError("DataLoader worker (pid 1)")],
+)
+def test_what_is_said_of_a_process_that_is_gone(config, monkeypatch, error):
+    """A DataLoader whose worker was killed says it in any of these ways, depending on the moment."""
+    break_at(monkeypatch, 2, error)
+    with pytest.raises(TrainingError, match=r"is gone at step 2 .*start the job again with --resume"):
+        finish(config)
+
+
+def test_other_errors_of_training_are_not_hidden(config, monkeypatch):
+    break_at(monkeypatch, 2, RuntimeError("shapes do not fit"))
+    with pytest.raises(RuntimeError, match="shapes do not fit"):
+        finish(config)
 
 
 def test_weights_that_are_no_numbers_are_not_saved(config, monkeypatch):

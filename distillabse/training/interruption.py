@@ -24,6 +24,12 @@ def leave_signals_to_trainer(worker: int) -> None:
     threading.Thread(target=_obey, args=(os.getppid(),), daemon=True).start()
 
 
+def forget_workers() -> None:
+    """For a training that ends because a worker is gone: torch would say so again, whatever the process does then."""
+    if threading.current_thread() is threading.main_thread():
+        signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+
+
 class StopOnSignal(TrainerCallback):
     """After SIGTERM or SIGUSR1, finish the step, save a checkpoint and stop training in all processes.
 

@@ -29,7 +29,7 @@ from distillabse.training.checkpoints import Topology, checkpoint_path, commit_c
 from distillabse.training.data import PaddingCollator, TokenisedSentences
 from distillabse.training.deepspeed import is_universal, mend_universal_state, trained_weights, zero_stage
 from distillabse.training.distiller import Distiller
-from distillabse.training.interruption import StopOnSignal, leave_signals_to_trainer
+from distillabse.training.interruption import StopOnSignal, forget_workers, leave_signals_to_trainer
 from distillabse.training.progress import SentenceProgress
 from distillabse.training.router_health import RouterMonitor
 
@@ -128,11 +128,12 @@ class DistillationTrainer(Trainer):
         try:
             with storage_errors(Path(self.args.output_dir)):  # what is logged is written, too
                 return super().train(*args, **kwargs)
-        except RuntimeError as error:
-            if any(sign in str(error) for sign in _GONE):
+        except (RuntimeError, ConnectionError, EOFError) as error:
+            if not isinstance(error, RuntimeError) or any(sign in str(error) for sign in _GONE):
+                forget_workers()
                 raise TrainingError(
-                    f"A process that this one works with is gone at step {self.state.global_step} ({error}). See what "
-                    "it printed; then start the job again with --resume: it goes on from its last checkpoint."
+                    f"A process that this one works with is gone at step {self.state.global_step} ({error!r}). See "
+                    "what it printed; then start the job again with --resume: it goes on from its last checkpoint."
                 ) from error
             raise
         finally:
