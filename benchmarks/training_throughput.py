@@ -118,7 +118,7 @@ def main() -> None:
             print(f"{name} ...", flush=True)
             measured = measure(GROUPS[name], base, peers)
             result["groups"][name] = {**measured, "environment": environment(peers, describe_environment())}
-            result["command"] = "python benchmarks/training_throughput.py --data data"
+            result["command"] = f"python benchmarks/training_throughput.py {' '.join(sys.argv[1:])}".rstrip()
             result["targets"] = TARGETS
             write_json(arguments.result, result)
     show(result["groups"])

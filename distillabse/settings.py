@@ -20,7 +20,16 @@ if TYPE_CHECKING:
     from transformers import TrainingArguments
 
 # Set by the job itself; a second place to set them would contradict the first.
-_OWNED_TRAINING_FIELDS = {"output_dir": "output", "seed": "seed", "data_seed": "seed", "push_to_hub": None}
+_OWNED_TRAINING_FIELDS = {
+    "output_dir": "set the job's own `output` instead",
+    "seed": "set the job's own `seed` instead",
+    "data_seed": "set the job's own `seed` instead",
+    "push_to_hub": "not offered; push the finished bundle instead",
+    "fsdp": "not offered; shard with training.deepspeed instead, e.g. zero3",
+    "auto_find_batch_size": "not offered: what a step holds is part of the job; lower per_device_train_batch_size and "
+    "raise gradient_accumulation_steps instead",
+}
+_SAMPLING = ("group_by_length", "random")
 
 
 def shipped_configs() -> dict[str, Path]:
@@ -166,20 +175,18 @@ def _check_training_keys(training: dict[str, Any], origin: str, block: str = "")
     known = {field.name for field in dataclasses.fields(TrainingArguments) if field.init}
     for key in training:
         if key in _OWNED_TRAINING_FIELDS:
-            instead = _OWNED_TRAINING_FIELDS[key]
-            raise ConfigurationError(
-                f"{origin} is not valid:\n  {block}training.{key}: "
-                + (
-                    f"set the job's own `{instead}` instead."
-                    if instead
-                    else "not offered; push the finished bundle instead."
-                )
-            )
+            raise ConfigurationError(f"{origin} is not valid:\n  {block}training.{key}: {_OWNED_TRAINING_FIELDS[key]}.")
         if key not in known:
             raise ConfigurationError(
                 f"{origin} is not valid:\n  {block}training.{key}: no such field of transformers.TrainingArguments"
                 f"{_nearest(key, known)}."
             )
+    sampling = training.get("train_sampling_strategy", _SAMPLING[0])
+    if sampling not in _SAMPLING:
+        raise ConfigurationError(
+            f"{origin} is not valid:\n  {block}training.train_sampling_strategy: got {sampling!r}. Accepted: "
+            f"{', '.join(_SAMPLING)}."
+        )
 
 
 def _explain(item: Any) -> str:

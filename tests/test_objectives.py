@@ -146,14 +146,14 @@ def test_cosine_and_mse_by_hand():
     assert build_objective(MSEObjective(), shape, shape)(teacher, student, mask)["mse"].item() == pytest.approx(0.4)
 
 
-def test_hidden_is_a_mean_over_real_tokens():
+def test_hidden_is_a_mean_over_real_tokens_of_each_sentence():
     tap = Tap("hidden", 1)
     teacher, student = signals(1), signals(1)
     student.taps[tap] = student.taps[tap].clone()
-    student.taps[tap][0, 0] += 3.0  # one of six real tokens, every dimension
+    student.taps[tap][0, 0] += 3.0  # one of the four tokens of one of two sentences
     student.taps[tap][1, 3] += 100.0  # padding
     assert build_objective(HiddenObjective(), SHAPE, SHAPE)(teacher, student, MASK)["hidden"].item() == pytest.approx(
-        1.5
+        9 / 4 / 2
     )
 
 

@@ -27,6 +27,7 @@ from distillabse.pipeline import is_current, run_job, run_plan, run_stage, stage
 from distillabse.settings import load_config, training_arguments, validate
 from distillabse.storage import read_json
 from distillabse.training.data import PaddingCollator
+from distillabse.training.data import tokenised_sentences
 from distillabse.training.distillation import distill, held_out_fidelity
 from distillabse.training.distiller import Distiller
 
@@ -260,7 +261,8 @@ def test_resuming_goes_on_with_what_the_objectives_have_learnt(encoder_folder, t
         student = build_student(teacher, config.student)
         arguments = training_arguments(config, tmp_path / name)
         held_out = held_out_fidelity(teacher, texts[:20])
-        history = distill(config, teacher, student, texts, held_out, arguments, checkpoint and str(checkpoint))
+        sentences = tokenised_sentences(teacher, texts)
+        history = distill(config, teacher, student, sentences, held_out, arguments, checkpoint and str(checkpoint))
         results.append((student.state_dict(), [row["hidden"] for row in history["log"] if "hidden" in row][-4:]))
     assert (tmp_path / "whole" / "checkpoint-4" / "objectives.safetensors").is_file()
     assert results[0][1] == results[1][1]
