@@ -26,8 +26,7 @@ from distillabse.models.tokens import tokenise
 from distillabse.pipeline import is_current, run_job, run_plan, run_stage, stages_of
 from distillabse.settings import load_config, training_arguments, validate
 from distillabse.storage import read_json
-from distillabse.training.data import PaddingCollator
-from distillabse.training.data import tokenised_sentences
+from distillabse.training.data import PaddingCollator, tokenised_sentences
 from distillabse.training.distillation import distill, held_out_fidelity
 from distillabse.training.distiller import Distiller
 
