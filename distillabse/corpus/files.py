@@ -194,7 +194,8 @@ def _text_rows(path: Path, wanted: list[str]) -> Iterator[Row | Rejected]:
 def _parquet_rows(path: Path, wanted: list[str]) -> Iterator[Row | Rejected]:
     number = 0
     try:
-        with pq.ParquetFile(path) as file:
+        # Buffering ahead, the default, keeps all that was read until the file is closed.
+        with pq.ParquetFile(path, pre_buffer=False) as file:
             require_columns(str(path), file.schema_arrow.names, wanted)
             for batch in file.iter_batches(columns=wanted):
                 for values in zip(*(_cells(batch.column(name)) for name in wanted), strict=True):

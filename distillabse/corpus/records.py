@@ -157,7 +157,8 @@ def _split_file(path: Path) -> Iterator[pq.ParquetFile]:
     """Open a split; whatever is wrong with it becomes an InputError."""
     remedy = "Run the corpus stage (`distillabse corpus`) first."
     try:
-        with pq.ParquetFile(path) as file:
+        # Buffering ahead, the default, keeps all that was read until the file is closed.
+        with pq.ParquetFile(path, pre_buffer=False) as file:
             if missing := [name for name in SCHEMA.names if name not in file.schema_arrow.names]:
                 raise pa.ArrowInvalid(f"no column {', '.join(missing)}")
             yield file
