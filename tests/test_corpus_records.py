@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
@@ -8,11 +9,14 @@ from distillabse.corpus.records import (
     Record,
     Sentence,
     count_records,
+    iterate_batches,
     iterate_records,
     read_records,
     sentences,
+    to_table,
     training_texts,
     write_records,
+    write_tables,
 )
 from distillabse.errors import InputError
 
@@ -78,3 +82,13 @@ def test_broken_text_in_a_split_is_found(tmp_path):
 def _written(folder):
     write_records(folder / "whole.parquet", [PAIR])
     return folder / "whole.parquet"
+
+
+def test_reading_row_by_row_keeps_nothing_of_what_was_read(tmp_path):
+    path, random = tmp_path / "train.parquet", np.random.default_rng(0)
+    groups = [[Record(random.bytes(400).hex(), "en") for _ in range(1000)] for _ in range(20)]
+    write_tables(path, (to_table(group) for group in groups))
+    assert path.stat().st_size > 8_000_000
+    before = pa.total_allocated_bytes()
+    held = [pa.total_allocated_bytes() - before for _ in iterate_batches(path, 1000)]
+    assert len(held) == 20 and max(held) < path.stat().st_size / 3
