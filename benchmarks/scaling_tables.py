@@ -60,7 +60,7 @@ def throughput_table() -> str:
                     f"({low:.2f} to {high:.2f})",
                 ]
             )  # fmt: skip
-    return markdown(["objective", "batch", "precision", "side", "sentences/s", "distillabse is as fast"], rows)
+    return markdown(["objective", "batch", "precision", "side", "sentences/s", "distillabse: times as fast"], rows)
 
 
 def result(name: str) -> dict[str, Any]:
