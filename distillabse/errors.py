@@ -39,3 +39,8 @@ class GateFailed(DistillabseError):
     """A gate of `verify` was not met."""
 
     exit_code = 1
+
+
+def first_line(error: Exception) -> str:
+    """The first line of what an error says, or its name where it says nothing."""
+    return (str(error).strip().splitlines() or [type(error).__name__])[0]

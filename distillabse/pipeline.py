@@ -263,8 +263,7 @@ def _claim_checkpoints(name: str, config: JobConfig, run: RunFolder, resume: boo
     inputs = _inputs(name, config, run)
     if belongs_to.is_file() and resume:
         changed = _changes(read_json(belongs_to), inputs)
-        unfinished = not run.stamp(name).is_file() and has_whole_checkpoint(checkpoints)
-        if changed and unfinished:
+        if changed and not run.stamp(name).is_file() and has_whole_checkpoint(checkpoints):
             listed = "\n".join(f"  {change}" for change in changed)
             raise ConfigurationError(
                 f"The checkpoints in {checkpoints} belong to another job, which was not finished:\n{listed}\n"

@@ -13,7 +13,7 @@ from functools import cache
 from itertools import count as numbers
 from typing import Any, TypeVar
 
-from distillabse.errors import ConfigurationError
+from distillabse.errors import ConfigurationError, first_line
 
 T = TypeVar("T")
 
@@ -73,12 +73,8 @@ def _store() -> Any:
         store, _, _ = next(iter(rendezvous("env://", timeout=timedelta(minutes=5))))
     except (DistError, ValueError) as error:
         raise ConfigurationError(
-            f"Process {rank()} of {count()} does not reach the others at {address} ({_first_line(error)}). If the port "
+            f"Process {rank()} of {count()} does not reach the others at {address} ({first_line(error)}). If the port "
             "is in use, choose another with the launcher's --master_port; check that all nodes see that address."
         ) from error
     store.set_timeout(_PATIENCE)
     return PrefixStore("distillabse", store)
-
-
-def _first_line(error: Exception) -> str:
-    return str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__

@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 
 from distillabse.corpus.cleaning import near_key, normalised_key, stable_hash, texts_of
 from distillabse.corpus.records import SCHEMA, Record, to_table
+from distillabse.mixing import mixed
 
 Hashes = NDArray[np.uint64]
 
@@ -46,16 +47,6 @@ def keyed_table(records: Sequence[Record], first_number: int, near_duplicates: b
     keys = [numbers, mixed((near if near_duplicates else exact) ^ salt), exact, texts, translations, groups]
     columns = [*to_table(records).columns, *map(pa.array, keys)]
     return pa.Table.from_arrays(columns, schema=KEYED_SCHEMA)
-
-
-def mixed(hashes: Hashes) -> Hashes:
-    """A one-to-one function of 64-bit numbers whose every output bit depends on every input bit.
-
-    The finaliser of SplitMix64: Steele, Lea and Flood, "Fast splittable pseudorandom number generators", 2014.
-    """
-    hashes = (hashes ^ (hashes >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
-    hashes = (hashes ^ (hashes >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
-    return hashes ^ (hashes >> np.uint64(31))
 
 
 def uniform(hashes: Hashes, salt: str) -> NDArray[np.float64]:

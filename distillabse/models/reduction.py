@@ -35,6 +35,13 @@ def fit_reduction(teacher: SentenceTransformer, texts: Sequence[str], dimension:
     return projection_basis(vectors.astype(np.float32), dimension)
 
 
+def chained(first: NDArray[np.float32] | None, second: NDArray[np.float32] | None) -> NDArray[np.float32] | None:
+    """The matrix of two reductions, one after the other; None stands for vectors as they are."""
+    if first is None or second is None:
+        return second if first is None else first
+    return first @ second
+
+
 def reduced(teacher: SentenceTransformer, matrix: NDArray[np.float32]) -> SentenceTransformer:
     """The teacher with vectors `normalise(vector @ matrix)`; it shares the weights of `teacher`."""
     import torch

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from distillabse import layout
 from distillabse.config import PACKAGED_TEACHER, JobConfig, TeacherConfig
-from distillabse.errors import ConfigurationError, InputError
+from distillabse.errors import ConfigurationError, InputError, first_line
 from distillabse.layout import RunFolder
 from distillabse.storage import read_json
 
@@ -185,10 +185,6 @@ def _why_not_loaded(model: str, is_folder: bool, error: Exception) -> str:
         return f"The encoder in {model} cannot be loaded: {error}"
     return (
         f"{model!r} is neither a local folder nor a sentence encoder that the hub gives out right now "
-        f"({_first_line(error)}). Check the name and the network, or download the model once elsewhere "
+        f"({first_line(error)}). Check the name and the network, or download the model once elsewhere "
         "and give its folder; HF_HOME names the local cache."
     )
-
-
-def _first_line(error: Exception) -> str:
-    return (str(error).strip().splitlines() or [type(error).__name__])[0]

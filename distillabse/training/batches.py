@@ -9,6 +9,7 @@ import numpy as np
 from torch.utils.data import DataLoader, Sampler
 
 from distillabse.errors import ConfigurationError
+from distillabse.mixing import mixed
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -56,8 +57,8 @@ class Permutation:
     def _encrypt(self, values: NDArray[np.uint64]) -> NDArray[np.uint64]:
         high, low = values >> self._low_bits, values & self._low_mask
         for first, second in self._keys.reshape(-1, 2):
-            high = high ^ (_hash(low + first) & self._high_mask)
-            low = low ^ (_hash(high + second) & self._low_mask)
+            high = high ^ (mixed(low + first) & self._high_mask)
+            low = low ^ (mixed(high + second) & self._low_mask)
         return (high << self._low_bits) | low
 
 
@@ -177,10 +178,3 @@ class SentenceLoader(DataLoader[dict[str, Any]]):
     def set_epoch(self, epoch: int) -> None:
         """Tell the batch sampler."""
         self.batch_sampler.set_epoch(epoch)  # type: ignore[union-attr]
-
-
-def _hash(values: NDArray[np.uint64]) -> NDArray[np.uint64]:
-    """The finaliser of splitmix64 (Steele et al. 2014, Fast Splittable Pseudorandom Number Generators)."""
-    values = (values ^ (values >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
-    values = (values ^ (values >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
-    return values ^ (values >> np.uint64(31))

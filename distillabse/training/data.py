@@ -98,13 +98,14 @@ class TokenisedSentences(Dataset[dict[str, Any]]):
     Attributes:
         ids: int32 [tokens].
         starts: int64 [sentences + 1]; sentence i is `ids[starts[i] : starts[i + 1]]`.
+        digest: SHA-256 of both: the same for the same text set, tokenizer and truncation.
     """
 
     def __init__(self, ids: NDArray[np.int32] | FileArray, starts: NDArray[np.int64] | FileArray, digest: str) -> None:
         """Take arrays or anything that is sliced like them; `tokenised_sentences` and `open` give the digest."""
         self.ids = ids
         self.starts = starts
-        self._digest = digest
+        self.digest = digest
 
     @classmethod
     def open(cls, folder: Path) -> TokenisedSentences:
@@ -126,11 +127,6 @@ class TokenisedSentences(Dataset[dict[str, Any]]):
                 raise InputError(f"{path} {state}. Remove the folder {folder} and run the stage that writes it again.")
         ids, starts = FileArray(folder / layout.TOKEN_IDS, _IDS), FileArray(folder / layout.TOKEN_STARTS, _STARTS)
         return cls(ids, starts, about["digest"])
-
-    @property
-    def digest(self) -> str:
-        """SHA-256 of ids and starts: the same for the same text set, tokenizer and truncation."""
-        return self._digest
 
     def __len__(self) -> int:
         return len(self.starts) - 1

@@ -130,16 +130,12 @@ def trained_weights(model: nn.Module) -> dict[str, Tensor]:
     for name, parameter in model.named_parameters(remove_duplicate=False):
         if not parameter.requires_grad:
             continue
-        if hasattr(parameter, "ds_id"):
-            whole = safe_get_full_fp32_param(parameter)
-            if whole is None:
-                with deepspeed.zero.GatheredParameters([parameter]):
-                    whole = parameter.detach().clone()
-        elif parameter.dtype == torch.float32:
-            whole = parameter.detach()
-        else:
-            whole = safe_get_full_fp32_param(parameter)
-            whole = parameter.detach() if whole is None else whole
+        sharded = hasattr(parameter, "ds_id")
+        apart = sharded or parameter.dtype != torch.float32
+        whole = safe_get_full_fp32_param(parameter) if apart else None
+        if whole is None:
+            with deepspeed.zero.GatheredParameters([parameter], enabled=sharded):
+                whole = parameter.detach().clone()
         weights[name] = whole.float().cpu().clone()
     return weights
 

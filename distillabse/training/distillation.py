@@ -13,8 +13,9 @@ from distillabse.config import JobConfig, TrainingConfig
 from distillabse.errors import ConfigurationError, InputError, Interrupted
 from distillabse.evaluation.fidelity import cosine_and_skill
 from distillabse.models.teacher import transformer_of
-from distillabse.training.cache import TeacherCache, cache_identity, open_cache, teacher_cache
+from distillabse.training.cache import TeacherCache, cache_identity, teacher_cache
 from distillabse.training.checkpoints import checkpoint_step
+from distillabse.training.cpu import fast_on_cpu
 from distillabse.training.data import TokenisedSentences
 from distillabse.training.deepspeed import announce_checkpoint
 from distillabse.training.distiller import Distiller
@@ -67,7 +68,6 @@ def distill(
     """
     from transformers import EarlyStoppingCallback
 
-    from distillabse.training.cpu import fast_on_cpu
     from distillabse.training.trainer import DistillationTrainer
 
     copied = None
@@ -116,22 +116,20 @@ def _teacher_cache(
     own = Path(str(arguments.output_dir)) / layout.TEACHER_CACHE
     shared = config.teacher_cache.expanduser() if isinstance(config.teacher_cache, Path) else None
     folder = shared or own
-    loaded_from = transformer_of(distiller.teacher).config
-    identity = cache_identity(
-        distiller, sentences, arguments.bf16, str(loaded_from._name_or_path), getattr(loaded_from, "_commit_hash", None)
-    )
 
     def fill() -> None:
+        loaded_from = transformer_of(distiller.teacher).config
+        revision = getattr(loaded_from, "_commit_hash", None)
+        identity = cache_identity(distiller, sentences, arguments.bf16, str(loaded_from._name_or_path), revision)
         teacher_cache(distiller, sentences, folder, identity, arguments.device, replace=shared is None)
 
     processes.agreed(fill)
-    cache = open_cache(sentences, folder, identity, verify=False)
-    if cache is None:
+    if not folder.is_dir():
         raise InputError(
             f"Process {processes.rank()} does not see the teacher cache in {folder}. All nodes must share it: set "
             "teacher_cache, or `output`, to a place on a shared file system."
         )
-    return cache
+    return TeacherCache(folder, sentences.starts)
 
 
 def held_out_fidelity(

@@ -10,7 +10,6 @@ tokens at random.
 from __future__ import annotations
 
 import importlib
-import os
 import pickle
 import re
 from collections.abc import Iterable, Sequence
@@ -21,6 +20,7 @@ import torch
 from torch import Tensor, distributed, nn
 from torch.nn.utils.rnn import pad_sequence
 
+from distillabse import processes
 from distillabse.errors import ConfigurationError, InputError
 from distillabse.models.switch import Experts, SwitchStudent, sparse_layers
 
@@ -277,7 +277,7 @@ def _load(file: Path) -> dict[str, Any]:
 
 def _processes() -> int:
     """Processes of this job, as its launcher or torch knows them."""
-    return distributed.get_world_size() if distributed.is_initialized() else int(os.environ.get("WORLD_SIZE", "1"))
+    return distributed.get_world_size() if distributed.is_initialized() else processes.count()
 
 
 def _deepspeed(module: str) -> Any:

@@ -59,12 +59,8 @@ class StopOnSignal(TrainerCallback):
         if not self.requested and self._any_received():
             self.requested = control.should_save = control.should_training_stop = True
 
-    def on_train_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        """Leave signals to whoever listened before."""
-        self.stop_listening()
-
     def stop_listening(self) -> None:
-        """Leave signals to whoever listened before; also after an error."""
+        """Leave signals to whoever listened before; the Trainer calls this however training ends."""
         for number, handler in self._before.items():
             signal.signal(number, handler)
         self._before = {}

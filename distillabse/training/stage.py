@@ -16,7 +16,14 @@ from distillabse.corpus.records import read_records, sentences, training_texts
 from distillabse.errors import InputError
 from distillabse.layout import RunFolder
 from distillabse.models.folder import save_encoder
-from distillabse.models.reduction import REDUCTION_SAMPLE, fit_reduction, load_reduction, reduced, save_reduction
+from distillabse.models.reduction import (
+    REDUCTION_SAMPLE,
+    chained,
+    fit_reduction,
+    load_reduction,
+    reduced,
+    save_reduction,
+)
 from distillabse.models.student import build_student, with_unit_vectors
 from distillabse.models.teacher import load_teacher, training_teacher
 from distillabse.storage import new_folder, remove_folder, remove_leftovers, write_json
@@ -97,7 +104,7 @@ def _train(
     own = None
     if dimension < teacher.get_embedding_dimension():
         own = _fitted_reduction(config, run, teacher, dimension, checkpoints)
-        reduction = own if reduction is None else reduction @ own
+        reduction = chained(reduction, own)
     measure = None
     if processes.is_main():
         # Fidelity is always to the original teacher, whatever the student learns from.
@@ -131,9 +138,8 @@ def _train(
 
 def checkpoint_reduction(config: JobConfig, run: RunFolder, checkpoint: Path) -> NDArray[np.float32] | None:
     """The matrix from the original teacher's vectors to those of the student in a checkpoint, if they are narrower."""
-    own = load_reduction(checkpoint.parent)
-    earlier = load_reduction(run.assistant) if config.assistant is not None else None
-    return earlier @ own if earlier is not None and own is not None else own if earlier is None else earlier
+    of_assistant = None if config.assistant is None else load_reduction(run.assistant)
+    return chained(of_assistant, load_reduction(checkpoint.parent))
 
 
 def _fitted_reduction(

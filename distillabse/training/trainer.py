@@ -252,11 +252,7 @@ class DistillationTrainer(Trainer):
         terms = dict(zip(self._terms, means, strict=True))
         broken = [name for name, mean in terms.items() if not math.isfinite(mean)]
         if broken:
-            raise TrainingError(
-                f"The loss is no longer a number at step {self.state.global_step} (terms: {', '.join(broken)}). Lower "
-                "training.learning_rate, set training.max_grad_norm, or set training.bf16: false; the last checkpoint "
-                "is good and `distillabse distill --resume` goes on from it."
-            )
+            raise self._no_number("The loss is no longer a number", f"terms: {', '.join(broken)}")
         return terms
 
     def _require_numbers(self, student: SentenceTransformer) -> None:
@@ -267,11 +263,14 @@ class DistillationTrainer(Trainer):
         """
         broken = [name for name, weight in student.named_parameters() if not weight.isfinite().all()]
         if broken:
-            raise TrainingError(
-                f"Weights are no longer numbers at step {self.state.global_step} ({broken[0]}, {len(broken)} in all). "
-                "Lower training.learning_rate, set training.max_grad_norm, or set training.bf16: false; the last "
-                "checkpoint is good and `distillabse distill --resume` goes on from it."
-            )
+            raise self._no_number("Weights are no longer numbers", f"{broken[0]}, {len(broken)} in all")
+
+    def _no_number(self, what: str, where: str) -> TrainingError:
+        return TrainingError(
+            f"{what} at step {self.state.global_step} ({where}). Lower training.learning_rate, set "
+            "training.max_grad_norm, or set training.bf16: false; the last checkpoint is good and `distillabse distill "
+            "--resume` goes on from it."
+        )
 
     def _run_epoch(self, **kwargs: Any) -> None:
         """As in any Trainer, which takes one more step where it goes on from the checkpoint of the last one."""
