@@ -12,7 +12,7 @@ from distillabse.models.taps import EncoderShape, Signals, Tap
 
 
 class Objective(nn.Module, ABC):
-    """A family of loss terms.
+    """A family of loss terms that compare teacher and student sentence by sentence.
 
     Attributes:
         weight: factor of all its terms in the total loss.
@@ -27,6 +27,36 @@ class Objective(nn.Module, ABC):
     @abstractmethod
     def forward(self, teacher: Signals, student: Signals, attention_mask: Tensor) -> dict[str, Tensor]:
         """Scalar float32 terms by name, before `weight`; `attention_mask` is [batch, tokens], 1 for real tokens."""
+
+
+class PairObjective(nn.Module, ABC):
+    """A family of loss terms on translation pairs.
+
+    Attributes:
+        weight: factor of all its terms in the total loss.
+        teacher_taps: tensors it needs from the teacher besides the sentence vector.
+        student_taps: tensors it needs from the student besides the sentence vector.
+        teacher_reads_translations: whether it needs the teacher's signals of the translations, too.
+        needs_links: whether it needs to know which words of a pair mean the same.
+    """
+
+    weight: float
+    teacher_taps: frozenset[Tap] = frozenset()
+    student_taps: frozenset[Tap] = frozenset()
+    teacher_reads_translations: bool = False
+    needs_links: bool = False
+
+    @abstractmethod
+    def forward(self, teacher: Signals, student: Signals, links: Tensor | None) -> dict[str, Tensor]:
+        """Scalar float32 terms by name, before `weight`, for B pairs.
+
+        Args:
+            teacher: B rows, of the sources; with `teacher_reads_translations` 2B rows. Its token axis may differ from
+                the student's: the two may have tokenizers of their own.
+            student: 2B rows: the sources, then their translations in the same order.
+            links: int64 [links, 7], words that mean the same: number of the pair, first token and end (exclusive) of
+                the word in the student's source, in the student's translation, and in the teacher's source.
+        """
 
 
 def resolve_layers(

@@ -12,14 +12,14 @@ from distillabse.config import (
     RoutingObjective,
 )
 from distillabse.models.taps import EncoderShape
-from distillabse.objectives.base import Objective
+from distillabse.objectives.base import Objective, PairObjective
 from distillabse.objectives.embedding import MSE, Cosine
 from distillabse.objectives.hidden import Hidden
 from distillabse.objectives.relations import MiniLM, MiniLMv2
 from distillabse.objectives.routing import Routing
 
 
-def build_objective(config: ObjectiveConfig, teacher: EncoderShape, student: EncoderShape) -> Objective:
+def build_objective(config: ObjectiveConfig, teacher: EncoderShape, student: EncoderShape) -> Objective | PairObjective:
     """The objective that `config` describes, checked against the two shapes before any training.
 
     Raises:
