@@ -31,6 +31,14 @@ TOKEN_IDS = "ids.bin"
 TOKEN_STARTS = "starts.bin"
 TOKENS_RECORD = "tokens.json"
 
+# Translation pairs: token ids of student and teacher in a folder each, int64 rows of both sides of every pair, and the
+# words that mean the same: int64 starts, six int32 positions each.
+STUDENT_TOKENS = "student"
+TEACHER_TOKENS = "teacher"
+PAIR_ROWS = "pairs.bin"
+LINK_STARTS = "link-starts.bin"
+LINK_SPANS = "link-spans.bin"
+
 # Inside a teacher cache: what it was made from, the sentence vectors, and one array for every tapped tensor.
 CACHE_RECORD = "cache.json"
 CACHE_SENTENCES = "sentence.npy"
@@ -86,7 +94,7 @@ class RunFolder:
 
     @property
     def vocabulary(self) -> Path:
-        """Folder: vocabulary.json, token_counts.npy, and with a trimmed vocabulary teacher/."""
+        """Folder: vocabulary.json, token_counts.npy, and with a trimmed or new vocabulary encoder/."""
         return self.root / "vocabulary"
 
     @property
@@ -100,9 +108,9 @@ class RunFolder:
         return self.vocabulary / "token_counts.npy"
 
     @property
-    def trimmed_teacher(self) -> Path:
-        """The teacher with the rows that the corpus needs: a folder that SentenceTransformer loads."""
-        return self.vocabulary / "teacher"
+    def base_encoder(self) -> Path:
+        """What students start from, where its vocabulary was trimmed or made anew: loads in SentenceTransformer."""
+        return self.vocabulary / "encoder"
 
     @property
     def plan(self) -> Path:

@@ -53,10 +53,20 @@ class Stage:
 
 STAGES: dict[str, Stage] = {
     "corpus": Stage(("corpus", "seed"), (), corpus_stage),
-    "vocabulary": Stage(("vocabulary", "teacher"), ("corpus",), vocabulary_stage),
+    "vocabulary": Stage(("vocabulary", "teacher", "base_model"), ("corpus",), vocabulary_stage),
     "assistant": Stage(("teacher", "assistant", "seed"), ("corpus", "vocabulary"), assistant_stage),
     "distill": Stage(
-        ("teacher", "student", "objectives", "training", "teacher_cache", "early_stopping", "seed"),
+        (
+            "teacher",
+            "base_model",
+            "student",
+            "objectives",
+            "training",
+            "teacher_cache",
+            "static_warmup",
+            "early_stopping",
+            "seed",
+        ),
         ("corpus", "vocabulary", "assistant"),
         distill_stage,
     ),

@@ -208,7 +208,7 @@ def test_plan_runs_what_it_reads_and_its_block_makes_a_job(place):
     assert [row["shape"]["layers"] for row in result["candidates"]] == [1, 2] and result["chosen"] == 1
     rows = read_json(run.vocabulary_counts)["rows_kept"]
     student = DenseStudentConfig(**result["candidates"][1]["student"])
-    built = build_student(load_encoder(str(run.trimmed_teacher)), student)
+    built = build_student(load_encoder(str(run.base_encoder)), student)
     assert result["candidates"][1]["parameters"] == sum(
         parameter.numel() for name, parameter in built.named_parameters() if ".pooler." not in name
     )

@@ -593,10 +593,10 @@ def test_stage_writes_the_trimmed_teacher(encoders, tmp_path, monkeypatch):
     counts = np.load(run.token_counts)
     assert counts.shape == (len(encoders["byte_bpe"].tokenizer),) and counts.dtype == np.int64
     assert counts.sum() == sum(map(len, tokenise(encoders["byte_bpe"], TEXT)))
-    assert not run.trimmed_teacher.exists()
+    assert not run.base_encoder.exists()
     vocabulary_stage(config(kind="trim", coverage=0.9), run)
     report = json.loads(run.vocabulary_counts.read_text())
-    trimmed = load_teacher(TeacherConfig(model=str(run.trimmed_teacher)))
+    trimmed = load_teacher(TeacherConfig(model=str(run.base_encoder)))
     counts = np.load(run.token_counts)
     assert len(trimmed.tokenizer) == report["rows_kept"] == len(counts) < report["rows"]
     assert counts.sum() == sum(map(len, tokenise(trimmed, TEXT)))

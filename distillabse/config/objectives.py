@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from collections.abc import Sequence
+from typing import Annotated, ClassVar, Literal
 
 from pydantic import Field
 
@@ -72,6 +73,21 @@ class MSEObjective(Schema):
     weight: float = Field(1.0, gt=0)
 
 
+class PairObjectiveConfig(Schema):
+    """A term that compares translation pairs. Weight 0 leaves it out."""
+
+    teacher_reads_translations: ClassVar[bool] = False
+    needs_links: ClassVar[bool] = False
+
+    weight: float = Field(1.0, ge=0)
+
+
+class MultilingualObjective(PairObjectiveConfig):
+    """Squared error of source and of translation to the teacher's vector of the source (Reimers & Gurevych 2020)."""
+
+    kind: Literal["multilingual"] = "multilingual"
+
+
 class RoutingObjective(Schema):
     """What keeps the experts of a Switch student in use; it teaches nothing by itself."""
 
@@ -84,6 +100,30 @@ class RoutingObjective(Schema):
 
 
 ObjectiveConfig = Annotated[
-    MiniLMObjective | MiniLMv2Objective | HiddenObjective | CosineObjective | MSEObjective | RoutingObjective,
+    MiniLMObjective
+    | MiniLMv2Objective
+    | HiddenObjective
+    | CosineObjective
+    | MSEObjective
+    | RoutingObjective
+    | MultilingualObjective,
     Field(discriminator="kind"),
 ]
+
+
+def learn_from_pairs(objectives: Sequence[ObjectiveConfig]) -> bool:
+    """Whether one of them compares translation pairs."""
+    return any(isinstance(objective, PairObjectiveConfig) for objective in objectives)
+
+
+def need_teacher_of_translations(objectives: Sequence[ObjectiveConfig]) -> bool:
+    """Whether, of a pair, one of them needs the teacher's signals of the translation, too.
+
+    Those that compare sentence by sentence do, but for that of the routers, which needs no teacher.
+    """
+    return any(
+        objective.weight > 0 and objective.teacher_reads_translations
+        if isinstance(objective, PairObjectiveConfig)
+        else not isinstance(objective, RoutingObjective)
+        for objective in objectives
+    )

@@ -69,20 +69,46 @@ class Rejected:
 
 @dataclass(frozen=True, slots=True)
 class Sentence:
-    """A sentence and its language code."""
+    """A sentence, its language code, and what it is a translation of, if anything."""
 
     text: str
     language: str
+    source: Sentence | None = None
 
 
 def sentences(records: Iterable[Record]) -> list[Sentence]:
     """The distinct texts of both sides, in first-seen order; a text keeps the language it is first seen with."""
-    languages: dict[str, str] = {}
+    found: dict[str, Sentence] = {}
     for record in records:
-        languages.setdefault(record.text, record.language)
+        source = found.setdefault(record.text, Sentence(record.text, record.language))
         if record.translation is not None and record.translation_language is not None:
-            languages.setdefault(record.translation, record.translation_language)
-    return [Sentence(text, language) for text, language in languages.items()]
+            found.setdefault(record.translation, Sentence(record.translation, record.translation_language, source))
+    return list(found.values())
+
+
+def known_texts(chosen: Sequence[Sentence], languages: Sequence[str] | None) -> list[str]:
+    """What a teacher that knows these languages reads in place of each sentence: that itself, else its source.
+
+    Args:
+        chosen: sentences.
+        languages: None for a teacher that knows all.
+
+    Raises:
+        InputError: a sentence in an unknown language that is no translation from a known one.
+    """
+    return [_known(sentence, languages).text for sentence in chosen]
+
+
+def _known(sentence: Sentence, languages: Sequence[str] | None) -> Sentence:
+    if languages is None or sentence.language in languages:
+        return sentence
+    if sentence.source is None or sentence.source.language not in languages:
+        raise InputError(
+            f"The teacher does not know {sentence.language!r} (teacher.languages: {', '.join(languages)}), and the "
+            f"text {sentence.text[:60]!r} is no translation from a language that it knows. Name the source beside it, "
+            "leave the text out, or add its language if the teacher does know it."
+        )
+    return sentence.source
 
 
 def write_records(path: Path, records: Iterable[Record]) -> None:

@@ -47,7 +47,7 @@ def plan_stage(config: JobConfig, run: RunFolder) -> dict[str, Any]:
         GateFailed: no candidate reaches the speedup; plan.json and plan.svg are written all the same.
         InputError: the corpus or the vocabulary stage has not run.
     """
-    from distillabse.models.teacher import load_teacher, training_teacher
+    from distillabse.models.teacher import base_encoder, load_teacher
 
     student = require_plannable(config)
     texts = [sentence.text for sentence in corpus_test_set(config, run)]
@@ -58,7 +58,7 @@ def plan_stage(config: JobConfig, run: RunFolder) -> dict[str, Any]:
         config.plan,
         texts,
         run.candidates,
-        source=teacher if config.vocabulary.kind == "keep" else training_teacher(config, run),
+        source=base_encoder(config, run),
         bench=config.bench,
         export=config.export,
         seed=config.seed,

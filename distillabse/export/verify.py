@@ -13,7 +13,7 @@ import numpy as np
 from distillabse import layout
 from distillabse.checksums import broken_checksums
 from distillabse.config import EvaluationConfig, GatesConfig, JobConfig
-from distillabse.corpus.records import Sentence
+from distillabse.corpus.records import Sentence, known_texts
 from distillabse.encoder import Encoder
 from distillabse.errors import GateFailed, InputError
 from distillabse.evaluation.fidelity import Vectors, fidelity, neighbour_agreement, row_cosines
@@ -70,9 +70,11 @@ def verify_stage(config: JobConfig, run: RunFolder) -> None:
         config.evaluation,
         config.gates,
         config.seed,
+        config.teacher.languages,
     )
     if reduction is not None:
-        result["reduction"] = reduction_agreement(teacher, reduction, sets[TEST], config.seed)
+        read = known_texts(sets[TEST], config.teacher.languages)
+        result["reduction"] = reduction_agreement(teacher, reduction, list(dict.fromkeys(read)), config.seed)
     graphs, gates = verify_files(run.bundle, config)
     result["graphs"] = graphs
     result["gates"] += [asdict(gate) for gate in gates]
@@ -95,14 +97,19 @@ def verify(
     evaluation: EvaluationConfig,
     gates: GatesConfig,
     seed: int,
+    teacher_languages: Sequence[str] | None = None,
 ) -> dict[str, Any]:
-    """Fidelity of every artefact on every set, parity with torch and invariance, with the gates they give."""
+    """Fidelity of every artefact on every set, parity with torch and invariance, with the gates they give.
+
+    A translation from one of `teacher_languages` into a language that is not is compared with the teacher's vector of
+    its source; None says that the teacher knows all languages.
+    """
     scores: dict[str, dict[str, Any]] = {}
     vectors: dict[str, dict[str, Vectors]] = {}
     for name, chosen in sets.items():
         texts = [sentence.text for sentence in chosen]
         logger.info("Encoding %d sentences of %r with teacher and student", len(texts), name)
-        target = teacher.encode(texts, batch_size=64, show_progress_bar=False)
+        target = teacher.encode(known_texts(chosen, teacher_languages), batch_size=64, show_progress_bar=False)
         vectors[name] = {TORCH: student.encode(texts, batch_size=64, show_progress_bar=False)}
         vectors[name].update({artefact: encoder.encode(texts) for artefact, encoder in encoders.items()})
         lengths = [int(mask.sum()) for mask in (encoders[FP32].tokenize([text])["attention_mask"] for text in texts)]
@@ -127,14 +134,14 @@ def verify(
 
 
 def reduction_agreement(
-    teacher: SentenceTransformer, reduction: NDArray[np.float32], chosen: Sequence[Sentence], seed: int
+    teacher: SentenceTransformer, reduction: NDArray[np.float32], texts: Sequence[str], seed: int
 ) -> dict[str, float]:
     """How much of the teacher's own space its reduced vectors keep, since no cosine can be taken between the two.
 
     Returns:
         dimension; neighbour_top1 and similarity_spearman between the teacher and its reduced vectors.
     """
-    vectors = teacher.encode([sentence.text for sentence in chosen], batch_size=64, show_progress_bar=False)
+    vectors = teacher.encode(list(texts), batch_size=64, show_progress_bar=False)
     top1, spearman = neighbour_agreement(vectors, vectors @ reduction, np.random.default_rng(seed))
     return {"dimension": reduction.shape[1], "neighbour_top1": top1, "similarity_spearman": spearman}
 

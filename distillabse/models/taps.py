@@ -56,6 +56,10 @@ class Signals:
     sentence: Tensor
     taps: dict[Tap, Tensor]
 
+    def first(self, rows: int) -> Signals:
+        """Those of the first rows of the batch."""
+        return Signals(self.sentence[:rows], {tap: tensor[:rows] for tap, tensor in self.taps.items()})
+
 
 def shape_of(encoder: SentenceTransformer) -> EncoderShape:
     """Layers, hidden size, attention heads and output dimension of a sentence encoder."""

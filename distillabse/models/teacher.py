@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from distillabse import layout
-from distillabse.config import PACKAGED_TEACHER, JobConfig, TeacherConfig
+from distillabse.config import PACKAGED_TEACHER, EncoderConfig, JobConfig
 from distillabse.errors import ConfigurationError, InputError, first_line
 from distillabse.layout import RunFolder
 from distillabse.storage import read_json
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 
-def load_teacher(config: TeacherConfig, device: str = "cpu") -> SentenceTransformer:
+def load_teacher(config: EncoderConfig, device: str = "cpu") -> SentenceTransformer:
     """Load the teacher, frozen and in evaluation mode, float32.
 
     Its vectors are those of `SentenceTransformer(...).encode`: the whole chain of modules counts.
@@ -38,14 +38,66 @@ def load_teacher(config: TeacherConfig, device: str = "cpu") -> SentenceTransfor
 
 
 def training_teacher(config: JobConfig, run: RunFolder, device: str = "cpu") -> SentenceTransformer:
-    """What students start from and learn from: the teacher with the vocabulary that the job asks for."""
+    """What students learn from: the teacher, with their tokenizer where that is made from its own."""
+    return base_encoder(config, run, device) if config.shares_tokenizer else load_teacher(config.teacher, device)
+
+
+def base_encoder(config: JobConfig, run: RunFolder, device: str = "cpu") -> SentenceTransformer:
+    """What students start from: the teacher or `base_model`, with the vocabulary that the job asks for."""
+    base = config.base_model or config.teacher
     if config.vocabulary.kind == "keep":
+        return load_base(config, device)
+    return load_teacher(base.model_copy(update={"model": str(run.base_encoder), "revision": None}), device)
+
+
+def load_base(config: JobConfig, device: str = "cpu") -> SentenceTransformer:
+    """The teacher or `base_model` with its own vocabulary.
+
+    Raises:
+        InputError: nothing can be loaded.
+        ConfigurationError: the encoder is causal, or the packaged teacher is not installed.
+    """
+    if config.base_model is None:
         return load_teacher(config.teacher, device)
-    trimmed = {"model": str(run.trimmed_teacher), "revision": None}
-    return load_teacher(config.teacher.model_copy(update=trimmed), device)
+    if _is_sentence_encoder(config.base_model):
+        return load_teacher(config.base_model, device)
+    return _load_with_mean_pooling(config.base_model, device).requires_grad_(False).eval()
 
 
-def teacher_settings(config: TeacherConfig) -> dict[str, Any] | None:
+def _is_sentence_encoder(config: EncoderConfig) -> bool:
+    from sentence_transformers.util import is_sentence_transformer_model
+
+    model = resolve_model(config.model)
+    if Path(model).is_dir():
+        return (Path(model) / layout.MODULES).is_file()
+    return bool(is_sentence_transformer_model(model, revision=config.revision))
+
+
+def _load_with_mean_pooling(config: EncoderConfig, device: str) -> SentenceTransformer:
+    """A plain transformers model, such as XLM-R, as a sentence encoder."""
+    from sentence_transformers import SentenceTransformer
+    from sentence_transformers.base.modules import Transformer
+    from sentence_transformers.sentence_transformer.modules import Pooling
+
+    options: dict[str, Any] = {"revision": config.revision, "trust_remote_code": config.trust_remote_code}
+    try:
+        with no_progress_bars():
+            transformer = Transformer(
+                config.model,
+                max_seq_length=config.max_length,
+                model_kwargs={**options, "use_safetensors": True, "dtype": "float32"},
+                config_kwargs=options,
+                processor_kwargs=options,
+            )
+    except (OSError, ValueError, RuntimeError) as error:
+        raise InputError(_why_not_loaded(config.model, Path(config.model).exists(), error)) from error
+    width = transformer.auto_model.config.hidden_size
+    encoder = SentenceTransformer(modules=[transformer, Pooling(width, pooling_mode="mean")], device=device)
+    require_bidirectional(encoder, config.model)
+    return encoder
+
+
+def teacher_settings(config: EncoderConfig) -> dict[str, Any] | None:
     """The teacher's transformers config.json, without loading its weights; None where it cannot be had at once.
 
     Raises:

@@ -8,6 +8,7 @@ from distillabse.config import (
     MiniLMObjective,
     MiniLMv2Objective,
     MSEObjective,
+    MultilingualObjective,
     ObjectiveConfig,
     RoutingObjective,
 )
@@ -15,6 +16,7 @@ from distillabse.models.taps import EncoderShape
 from distillabse.objectives.base import Objective, PairObjective
 from distillabse.objectives.embedding import MSE, Cosine
 from distillabse.objectives.hidden import Hidden
+from distillabse.objectives.multilingual import Multilingual
 from distillabse.objectives.relations import MiniLM, MiniLMv2
 from distillabse.objectives.routing import Routing
 
@@ -38,3 +40,5 @@ def build_objective(config: ObjectiveConfig, teacher: EncoderShape, student: Enc
             return MSE(config, teacher, student)
         case RoutingObjective():
             return Routing(config, teacher, student)
+        case MultilingualObjective():
+            return Multilingual(config, teacher, student)

@@ -136,7 +136,7 @@ def cache_identity(
         model=model,
         revision=revision,
         sentences=sentences.digest,
-        max_length=int(distiller.student.max_seq_length),
+        max_length=int(distiller.teacher.max_seq_length),
         taps=tuple(f"{tap.kind} {tap.layer}" for tap in distiller.teacher_taps),
         precision="bf16" if bf16 else "fp32",
         rows=len(sentences),
@@ -232,7 +232,7 @@ def _write_signals(
     distiller: Distiller, sentences: TokenisedSentences, folder: Path, device: torch.device, bf16: bool
 ) -> None:
     """Fill the arrays in `folder`, window by window, within each the longest sentences first."""
-    collator = PaddingCollator(distiller.student.tokenizer.pad_token_id)
+    collator = PaddingCollator(distiller.teacher.tokenizer.pad_token_id)
     tokens = int(sentences.starts[np.array([len(sentences)])][0])
     vectors: NDArray[Any] | None = None
     taps: list[NDArray[Any]] = []

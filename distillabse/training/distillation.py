@@ -19,6 +19,8 @@ from distillabse.training.cpu import fast_on_cpu
 from distillabse.training.data import TokenisedSentences
 from distillabse.training.deepspeed import announce_checkpoint
 from distillabse.training.distiller import Distiller
+from distillabse.training.pairs import TranslationPairs
+from distillabse.training.static_warmup import warm_up_table
 
 if TYPE_CHECKING:
     from sentence_transformers import SentenceTransformer
@@ -46,7 +48,7 @@ def distill(
     config: TrainingConfig,
     teacher: SentenceTransformer,
     student: SentenceTransformer,
-    sentences: TokenisedSentences,
+    sentences: TokenisedSentences | TranslationPairs,
     held_out: Callable[[SentenceTransformer], dict[str, float]] | None,
     arguments: TrainingArguments,
     checkpoint: str | None = None,
@@ -55,9 +57,9 @@ def distill(
 
     Args:
         config: objectives, teacher cache, early stopping.
-        teacher: what it learns from; same tokenizer and dimension.
+        teacher: what it learns from; same dimension, and same tokenizer but for pairs.
         student: trained in place; in evaluation mode afterwards. Under DeepSpeed only the main process has it whole.
-        sentences: what to train on.
+        sentences: what to train on; pairs for objectives that compare pairs.
         held_out: figures of the student at every evaluation, as from `held_out_fidelity`; the main process needs it.
         arguments: of the Trainer.
         checkpoint: folder to go on from.
@@ -70,16 +72,19 @@ def distill(
 
     from distillabse.training.trainer import DistillationTrainer
 
-    copied = None
-    if arguments.deepspeed:
-        announce_checkpoint(arguments, checkpoint)
-        copied = copy.deepcopy(student).cpu() if processes.is_main() else None
     distiller = Distiller(student, teacher, config.objectives)
     callbacks: list[Any] = []
     if config.early_stopping is not None:
         callbacks.append(EarlyStoppingCallback(config.early_stopping.patience, config.early_stopping.threshold))
     started = time.monotonic()
-    cache = _teacher_cache(config, distiller, sentences, arguments) if config.teacher_cache else None
+    read = sentences.teacher if isinstance(sentences, TranslationPairs) else sentences
+    cache = _teacher_cache(config, distiller, read, arguments) if config.teacher_cache else None
+    if config.static_warmup is not None and cache is not None and checkpoint is None:
+        warm_up_table(student, sentences, cache, config.static_warmup, arguments.seed, arguments.device)
+    copied = None
+    if arguments.deepspeed:
+        announce_checkpoint(arguments, checkpoint)
+        copied = copy.deepcopy(student).cpu() if processes.is_main() else None
     if config.shard_teacher:
         distiller.shard_teacher(arguments.hf_deepspeed_config.config)
     trainer = DistillationTrainer(distiller, arguments, sentences, held_out, callbacks, cache, copied)
@@ -133,12 +138,18 @@ def _teacher_cache(
 
 
 def held_out_fidelity(
-    teacher: SentenceTransformer, texts: Sequence[str]
+    teacher: SentenceTransformer, texts: Sequence[str], known: Sequence[str] | None = None
 ) -> Callable[[SentenceTransformer], dict[str, float]]:
-    """A function that gives a student's mean cosine and skill on `texts`; the teacher encodes them once, now."""
+    """A function that gives a student's mean cosine and skill on `texts`; the teacher encodes them once, now.
+
+    Args:
+        teacher: gives the vectors to compare with.
+        texts: what the student reads.
+        known: what the teacher reads in place of each, where it does not know every language.
+    """
     if len(texts) < 2:
         raise ConfigurationError("The dev split is too small to measure held-out fidelity: raise corpus.split.dev.")
-    targets = teacher.encode(list(texts), batch_size=64, show_progress_bar=False)
+    targets = teacher.encode(list(known or texts), batch_size=64, show_progress_bar=False)
 
     def measure(student: SentenceTransformer) -> dict[str, float]:
         return cosine_and_skill(targets, student.encode(list(texts), batch_size=64, show_progress_bar=False))

@@ -10,9 +10,9 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, autocast, nn, no_grad
 
-from distillabse.config import ObjectiveConfig
+from distillabse.config import ObjectiveConfig, need_teacher_of_translations
 from distillabse.models.taps import Signals, Tap, TappedEncoder, shape_of
-from distillabse.objectives import build_objective
+from distillabse.objectives import PairObjective, build_objective
 from distillabse.training.deepspeed import shard_teacher
 
 if TYPE_CHECKING:
@@ -32,7 +32,9 @@ class Distiller(nn.Module):
         super().__init__()
         self.student = student
         shapes = shape_of(teacher), shape_of(student)
-        self.objectives = nn.ModuleList(build_objective(config, *shapes) for config in objectives)
+        used = [config for config in objectives if config.weight > 0]
+        self.teacher_reads_translations = need_teacher_of_translations(used)
+        self.objectives = nn.ModuleList(build_objective(config, *shapes) for config in used)
         teacher.requires_grad_(False).eval()
         # A tuple hides the teacher from nn.Module's registry.
         self._teacher = (teacher,)
@@ -71,19 +73,29 @@ class Distiller(nn.Module):
         attention_mask: Tensor,
         teacher_sentence: Tensor | None = None,
         teacher_taps: Sequence[Tensor] = (),
+        teacher_input_ids: Tensor | None = None,
+        teacher_attention_mask: Tensor | None = None,
+        links: Tensor | None = None,
     ) -> dict[str, Any]:
         """Loss of a padded batch.
+
+        A batch of B pairs has 2B rows, the sources and then their translations. Its teacher has B rows, of the sources,
+        or 2B where an objective needs them.
 
         Args:
             input_ids, attention_mask: int64 [batch, tokens].
             teacher_sentence: the teacher's vectors [batch, dimension], if they are cached; else the teacher runs.
             teacher_taps: with them, its taps [batch, tokens, width] in the order of `self.teacher_taps`.
+            teacher_input_ids, teacher_attention_mask: what the teacher reads, where that is not what the student reads.
+            links: of pairs, as in `PairObjective.forward`.
 
         Returns:
             {"loss": float32 scalar with gradient, "terms": {name: detached weighted scalar}}; the terms sum to it.
         """
         if teacher_sentence is None:
-            target = self.teacher_signals(input_ids, attention_mask)
+            if teacher_input_ids is None or teacher_attention_mask is None:
+                teacher_input_ids, teacher_attention_mask = input_ids, attention_mask
+            target = self.teacher_signals(teacher_input_ids, teacher_attention_mask)
         else:
             target = Signals(teacher_sentence, dict(zip(self.teacher_taps, teacher_taps, strict=True)))
         output = self._tapped_student(input_ids, attention_mask)
@@ -91,7 +103,12 @@ class Distiller(nn.Module):
         # Logarithms of small probabilities need float32, whatever precision the models run in.
         with autocast(input_ids.device.type, enabled=False):
             for objective in self.objectives:
-                for name, value in objective(target, output, attention_mask).items():
+                if isinstance(objective, PairObjective):
+                    whole = objective.teacher_reads_translations
+                    values = objective(target if whole else target.first(len(input_ids) // 2), output, links)
+                else:
+                    values = objective(target, output, attention_mask)
+                for name, value in values.items():
                     term = objective.weight * value
                     terms[name] = terms[name] + term if name in terms else term
         loss = sum(terms.values())

@@ -11,8 +11,15 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from distillabse import layout, processes
-from distillabse.config import JobConfig, TeacherConfig, TeacherStudentConfig, TrainedStudentConfig
-from distillabse.corpus.records import read_records, sentences, training_texts
+from distillabse.config import (
+    JobConfig,
+    TeacherConfig,
+    TeacherStudentConfig,
+    TrainedStudentConfig,
+    learn_from_pairs,
+    need_teacher_of_translations,
+)
+from distillabse.corpus.records import iterate_records, known_texts, read_records, sentences, training_texts
 from distillabse.errors import InputError
 from distillabse.layout import RunFolder
 from distillabse.models.folder import save_encoder
@@ -25,12 +32,13 @@ from distillabse.models.reduction import (
     save_reduction,
 )
 from distillabse.models.student import build_student, with_unit_vectors
-from distillabse.models.teacher import load_teacher, training_teacher
+from distillabse.models.teacher import base_encoder, load_teacher, training_teacher
 from distillabse.storage import new_folder, remove_folder, remove_leftovers, write_json
 from distillabse.training.checkpoints import newest_checkpoint, require_same_steps
 from distillabse.training.data import TokenisedSentences, tokenise_corpus
 from distillabse.training.deepspeed import universal_checkpoint
 from distillabse.training.distillation import distill, held_out_fidelity, trainer_arguments
+from distillabse.training.pairs import TranslationPairs, prepare_pairs
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -99,7 +107,9 @@ def _train(
             f"Process {processes.rank()} does not see {checkpoints}, which the main process made. All nodes must share "
             "the run folder: set `output` to a place on a shared file system."
         )
-    student = build_student(teacher, config.student, np.load(run.token_counts, allow_pickle=False))
+    base = teacher if config.shares_tokenizer else base_encoder(config, run, str(arguments.device))
+    student = build_student(base, config.student, np.load(run.token_counts, allow_pickle=False))
+    del base
     dimension = student.get_embedding_dimension()
     own = None
     if dimension < teacher.get_embedding_dimension():
@@ -111,17 +121,16 @@ def _train(
         is_original = config.vocabulary.kind == "keep" and config.assistant is None
         original = teacher if is_original else load_teacher(config.teacher, str(teacher.device))
         measured = original if reduction is None else reduced(original, reduction)
-        dev = [sentence.text for sentence in sentences(read_records(run.split("dev")))]
-        measure = held_out_fidelity(measured, dev)
+        dev = sentences(read_records(run.split("dev")))
+        known = known_texts(dev, config.teacher.languages)
+        measure = held_out_fidelity(measured, [sentence.text for sentence in dev], known)
         del original, measured  # may be many times as large as the one that teaches
     if own is not None:
         teacher = reduced(teacher, own)
     data = checkpoints / layout.TRAINING_DATA
-    processes.agreed(lambda: _prepare_data(config, run, student, data))
-    history = distill(
-        config, teacher, student, TokenisedSentences.open(data), measure, arguments,
-        str(checkpoint) if checkpoint else None,
-    )  # fmt: skip
+    processes.agreed(lambda: _prepare_data(config, run, student, teacher, data))
+    opened = TranslationPairs.open(data) if learn_from_pairs(config.objectives) else TokenisedSentences.open(data)
+    history = distill(config, teacher, student, opened, measure, arguments, str(checkpoint) if checkpoint else None)
     if not processes.is_main():
         return
     with new_folder(product) as folder:
@@ -149,7 +158,11 @@ def _fitted_reduction(
 
     def fit() -> None:
         if load_reduction(checkpoints) is None:
-            texts = list(islice(_texts(config, run), REDUCTION_SAMPLE))
+            if learn_from_pairs(config.objectives):  # their sources are what the teacher knows
+                known: Iterator[str] = (record.text for record in iterate_records(run.split("train")))
+            else:
+                known = training_texts(run.split("train"), distinct=not config.corpus.streaming)
+            texts = list(islice(known, REDUCTION_SAMPLE))
             save_reduction(fit_reduction(teacher, texts, dimension), checkpoints)
 
     processes.agreed(fit)
@@ -158,15 +171,26 @@ def _fitted_reduction(
     return fitted
 
 
-def _texts(config: JobConfig, run: RunFolder) -> Iterator[str]:
-    return training_texts(run.split("train"), distinct=not config.corpus.streaming)
-
-
-def _prepare_data(config: JobConfig, run: RunFolder, student: SentenceTransformer, folder: Path) -> None:
+def _prepare_data(
+    config: JobConfig, run: RunFolder, student: SentenceTransformer, teacher: SentenceTransformer, folder: Path
+) -> None:
     """Token ids of the training split, once for all processes and all parts of an interrupted training."""
     remove_leftovers(folder)
-    if not folder.is_dir():
-        tokenise_corpus(student, _texts(config, run), folder)
+    if folder.is_dir():
+        return
+    split, distinct = run.split("train"), not config.corpus.streaming
+    if learn_from_pairs(config.objectives):
+        prepare_pairs(
+            student,
+            teacher,
+            lambda: iterate_records(split),
+            folder,
+            need_teacher_of_translations(config.objectives),
+            config.teacher.languages,
+            distinct,
+        )
+    else:
+        tokenise_corpus(student, training_texts(split, distinct), folder)
 
 
 def _checkpoint_to_resume(checkpoints: Path, arguments: TrainingArguments) -> Path | None:

@@ -1,4 +1,4 @@
-"""What a corpus uses of the teacher's vocabulary, and the teacher with no more than that."""
+"""What a corpus uses of an encoder's vocabulary, and the encoder with no more than that, or with a new one."""
 
 from __future__ import annotations
 
@@ -25,6 +25,7 @@ from distillabse.vocabulary.counting import (
     coverage_thresholds,
     used_scripts,
 )
+from distillabse.vocabulary.making import make_tokenizer, with_tokenizer
 from distillabse.vocabulary.selection import select_rows
 from distillabse.vocabulary.trimming import table_rows, trim_encoder, trimmable
 
@@ -46,7 +47,7 @@ class Vocabulary:
     """The vocabulary of a student.
 
     Attributes:
-        encoder: the teacher, trimmed or as it is.
+        encoder: the teacher or base model, as it is, trimmed or with a new vocabulary.
         token_counts: how often the corpus uses each row of its embedding table, special tokens included: int64 [rows].
         report: what the corpus uses, and what trimming changes, per language.
     """
@@ -57,7 +58,7 @@ class Vocabulary:
 
 
 def vocabulary_stage(config: JobConfig, run: RunFolder) -> None:
-    """Count the training split's tokens, trim the teacher where the configuration says so, write `run.vocabulary`.
+    """Trim the vocabulary or make one, as the configuration says, count what the corpus uses, write `run.vocabulary`.
 
     With corpus.streaming only the first `STREAMED_ROWS` rows are counted, which are a random sample, as the split is
     shuffled. The report then holds corpus_rows and corpus_rows_counted, too.
@@ -67,17 +68,23 @@ def vocabulary_stage(config: JobConfig, run: RunFolder) -> None:
         InputError: a language of which the teacher knows nothing.
     """
     from distillabse.models.folder import save_encoder
-    from distillabse.models.teacher import load_teacher
+    from distillabse.models.teacher import load_base
 
-    teacher = load_teacher(config.teacher)
+    base = load_base(config)
     settings = config.vocabulary
     rows = iterate_records(run.split("train"))
     train = sentences(islice(rows, STREAMED_ROWS) if config.corpus.streaming else rows)
     if settings.kind == "trim":
         held_out = sentences(read_records(run.split("dev")))
-        vocabulary = trim_vocabulary(teacher, train, held_out, settings.coverage, settings.size)
+        vocabulary = trim_vocabulary(base, train, held_out, settings.coverage, settings.size)
     else:
-        vocabulary = keep_vocabulary(teacher, train, settings.coverage)
+        if settings.kind == "train":
+            assert settings.size is not None
+            logger.info("Making a %s tokenizer of %d tokens", settings.algorithm, settings.size)
+            texts = (sentence.text for sentence in train)
+            tokenizer = make_tokenizer(texts, settings.size, settings.algorithm, settings.lower_case)
+            base = with_tokenizer(base, tokenizer, config.seed)
+        vocabulary = keep_vocabulary(base, train, settings.coverage)
     if config.corpus.streaming:
         available = count_records(run.split("train"))
         counted = min(available, STREAMED_ROWS)
@@ -86,8 +93,8 @@ def vocabulary_stage(config: JobConfig, run: RunFolder) -> None:
     with new_folder(run.vocabulary) as folder:
         write_json(folder / run.vocabulary_counts.name, vocabulary.report)
         np.save(folder / run.token_counts.name, vocabulary.token_counts)
-        if settings.kind == "trim":
-            save_encoder(vocabulary.encoder, folder / run.trimmed_teacher.name)
+        if settings.kind != "keep":
+            save_encoder(vocabulary.encoder, folder / run.base_encoder.name)
     report = vocabulary.report
     logger.info(
         "The corpus uses %d of %d vocabulary rows; %d cover %.4g %% of every language's tokens%s",
