@@ -6,7 +6,7 @@ from pathlib import Path
 
 from pydantic import Field, model_validator
 
-from distillabse.config.corpus import CorpusConfig
+from distillabse.config.corpus import CorpusConfig, PhrasebookSource
 from distillabse.config.models import (
     AssistantConfig,
     DenseStudentConfig,
@@ -18,7 +18,14 @@ from distillabse.config.models import (
     TrainingConfig,
     VocabularyConfig,
 )
-from distillabse.config.objectives import RoutingObjective
+from distillabse.config.objectives import (
+    HiddenObjective,
+    MiniLMObjective,
+    MiniLMv2Objective,
+    RoutingObjective,
+    learn_from_pairs,
+    need_teacher_of_translations,
+)
 from distillabse.config.product import (
     SWITCH_CONSUMERS,
     BenchConfig,
@@ -64,6 +71,14 @@ class JobConfig(TrainingConfig):
         return self
 
     @model_validator(mode="after")
+    def _teacher_can_teach(self) -> JobConfig:
+        if learn_from_pairs(self.objectives):
+            _require_pairs(self)
+        if not self.shares_tokenizer:
+            _require_no_common_tokens(self)
+        return self
+
+    @model_validator(mode="after")
     def _consumers_can_load(self) -> JobConfig:
         if isinstance(self.student, SwitchStudentConfig):
             unable = [name for name in self.export.consumers if name not in SWITCH_CONSUMERS]
@@ -95,6 +110,54 @@ class JobConfig(TrainingConfig):
     def run_folder(self) -> Path:
         """Where everything of this job goes."""
         return self.output / self.name
+
+
+def _require_pairs(job: JobConfig) -> None:
+    """Every source of text has translations, of languages that the teacher knows as far as can be told now."""
+    known = job.teacher.languages
+    for number, source in enumerate(job.corpus.sources):
+        if isinstance(source, PhrasebookSource):
+            language: str | None = "en" if "en" in source.languages else source.languages[0]
+            is_pairs = len(set(source.languages)) > 1
+        else:
+            language, is_pairs = source.language, getattr(source, "translation", True) is not None
+        if not is_pairs:
+            raise ValueError(
+                f"corpus.sources.{number}: the objectives learn from translation pairs, and this source is "
+                "monolingual. Name its `translation` column, or remove the source"
+            )
+        if known is not None and language is not None and language not in known:
+            raise ValueError(
+                f"corpus.sources.{number}: its sources are {language!r}, which the teacher does not know "
+                f"(teacher.languages: {', '.join(known)}). Exchange `text` and `translation`, or add the language to "
+                "teacher.languages if the teacher does know it"
+            )
+    if known is not None and need_teacher_of_translations(job.objectives):
+        reading = next(objective for objective in job.objectives if need_teacher_of_translations([objective]))
+        raise ValueError(
+            f"objectives: {reading.kind} needs the teacher's vectors of translations, but it knows only "
+            f"{', '.join(known)} (teacher.languages). Remove the objective, or choose a teacher of all languages"
+        )
+    if job.assistant is not None:
+        raise ValueError("assistant: none can stand between teacher and student with objectives on translation pairs")
+
+
+def _require_no_common_tokens(job: JobConfig) -> None:
+    """A student with a tokenizer of its own learns from pairs, and from nothing that compares token by token."""
+    reason = "base_model" if job.base_model is not None else "vocabulary.kind: train"
+    if not isinstance(job.student, TrainedStudentConfig):
+        raise ValueError(f"{reason}: with student.kind: teacher nothing is trained; choose kind: dense or switch")
+    if not learn_from_pairs(job.objectives):
+        raise ValueError(
+            f"{reason}: a student with a tokenizer of its own learns from translation pairs; add an objective that "
+            "compares them, such as {kind: multilingual}"
+        )
+    for objective in job.objectives:
+        if isinstance(objective, (MiniLMObjective, MiniLMv2Objective, HiddenObjective)):
+            raise ValueError(
+                f"objectives: {objective.kind} compares token by token, and with {reason} student and teacher cut "
+                "texts differently. Remove it, or keep the teacher's tokenizer (vocabulary.kind: keep or trim)"
+            )
 
 
 def _require_objectives(block: str, trained: TrainingConfig) -> None:
