@@ -17,6 +17,7 @@ from rich.logging import RichHandler
 
 from distillabse.cli_configs import configs_app
 from distillabse.cli_encode import encode
+from distillabse.cli_finetune import finetune
 from distillabse.errors import ConfigurationError, DistillabseError, GateFailed
 
 if TYPE_CHECKING:
@@ -237,6 +238,7 @@ def report(config: Config, overrides: Overrides = None) -> None:
 
 
 app.command()(encode)
+app.command()(finetune)
 
 
 @app.command()

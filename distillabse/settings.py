@@ -77,9 +77,9 @@ def validate(values: dict[str, Any], origin: str = "the configuration") -> JobCo
     except ValidationError as error:
         problems = "\n".join(f"  {_explain(item)}" for item in error.errors())
         raise ConfigurationError(f"{origin} is not valid:\n{problems}") from None
-    _check_training_keys(config.training, origin)
+    check_training_keys(config.training, origin)
     if config.assistant is not None:
-        _check_training_keys(config.assistant.training, origin, "assistant.")
+        check_training_keys(config.assistant.training, origin, "assistant.")
     return config
 
 
@@ -165,7 +165,12 @@ def _config_path(source: str | Path) -> Path:
     )
 
 
-def _check_training_keys(training: dict[str, Any], origin: str, block: str = "") -> None:
+def check_training_keys(training: dict[str, Any], origin: str, block: str = "") -> None:
+    """Refuse keys that TrainingArguments does not have, or that a job sets itself.
+
+    Raises:
+        ConfigurationError: names the key, and the nearest one.
+    """
     import dataclasses
 
     if not training:

@@ -51,6 +51,41 @@ def read_files(source: FileSource) -> Iterator[Record | Rejected]:
         yield from _read_file(path, source)
 
 
+def table_columns(path: Path) -> list[str]:
+    """Names of the columns of a table: TSV, CSV, JSONL or Parquet.
+
+    Raises:
+        InputError: the file does not exist, cannot be read, or is not a table.
+    """
+    if not path.is_file():
+        raise InputError(f"There is no file {path}.")
+    kind = _format_of(path)
+    if kind == "text":
+        raise InputError(f"{path} is not a table: give a .tsv, .csv, .jsonl or .parquet file.")
+    if kind == "parquet":
+        try:
+            return list(pq.read_schema(path).names)
+        except (OSError, pa.ArrowException) as error:
+            raise InputError(f"{path} cannot be read as Parquet ({error}).") from error
+    # Of the other formats every row has all columns.
+    first = next((row for row in _READERS[kind](path, []) if not isinstance(row, Rejected)), None)
+    if first is None:
+        raise InputError(f"{path} has no rows.")
+    return list(first[1])
+
+
+def table_rows(path: Path, columns: list[str]) -> Iterator[Row]:
+    """The rows of a table that must be whole, such as an evaluation set.
+
+    Raises:
+        InputError: the file cannot be read, or a row is malformed or lacks one of the columns; names the line.
+    """
+    for row in _READERS[_format_of(path)](path, columns):
+        if isinstance(row, Rejected):
+            raise InputError(f"{path}, line {row.line_number}: {row.reason} ({row.sample[:80]!r}). Mend or remove it.")
+        yield row
+
+
 def read_moses(source: MosesSource) -> Iterator[Record | Rejected]:
     """Read two line-aligned files, from an OPUS .zip or by their common prefix.
 

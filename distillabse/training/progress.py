@@ -16,9 +16,15 @@ logger = logging.getLogger(__name__)
 
 
 class SentenceProgress(TrainerCallback):
-    """A progress bar with sentences per second and time left; a line at every log where there is no terminal."""
+    """A progress bar with the rate and the time left; a line at every log where there is no terminal.
 
-    def __init__(self) -> None:
+    Args:
+        title: what is being done.
+        unit: what a batch consists of.
+    """
+
+    def __init__(self, title: str = "Distilling", unit: str = "sentences") -> None:
+        self.title, self.unit = title, unit
         self.console = Console(stderr=True)
         self.progress: Progress | None = None
         self.started = 0.0
@@ -29,7 +35,7 @@ class SentenceProgress(TrainerCallback):
         self.started, self.first_step = time.monotonic(), state.global_step
         if state.is_world_process_zero and self.console.is_terminal:
             self.progress = Progress(
-                TextColumn("Distilling"), BarColumn(), MofNCompleteColumn(), TextColumn("{task.fields[figures]}"),
+                TextColumn(self.title), BarColumn(), MofNCompleteColumn(), TextColumn("{task.fields[figures]}"),
                 TimeRemainingColumn(), console=self.console,
             )  # fmt: skip
             self.task = self.progress.add_task("", total=state.max_steps, completed=state.global_step, figures="")
@@ -47,7 +53,7 @@ class SentenceProgress(TrainerCallback):
         steps, seconds = state.global_step - self.first_step, time.monotonic() - self.started
         per_step = args.train_batch_size * args.gradient_accumulation_steps * args.world_size
         figures = " ".join(f"{name} {value:.4g}" for name, value in logs.items() if _is_for_people(name))
-        figures += f" | {steps * per_step / max(seconds, 1e-9):,.0f} sentences/s"
+        figures += f" | {steps * per_step / max(seconds, 1e-9):,.0f} {self.unit}/s"
         if self.progress is not None:
             self.progress.update(self.task, figures=figures)
         else:
