@@ -214,12 +214,24 @@ def verify(config: Config, overrides: Overrides = None) -> None:
 
 
 @app.command()
-def bench(config: Config, overrides: Overrides = None) -> None:
-    """Measure latency and throughput against the teacher.
+def bench(
+    config: Config,
+    overrides: Overrides = None,
+    mteb: Annotated[
+        list[str] | None,
+        typer.Option(help="Instead evaluate on this task of mteb; repeatable. CONFIG may be a bundle."),
+    ] = None,
+) -> None:
+    """Measure latency and throughput against the teacher, or with --mteb evaluate both.
 
     Example: distillabse bench quickstart bench.threads=1
     """
-    _stage("bench", config, overrides)
+    if mteb:
+        from distillabse.mteb_adapter import run_mteb
+
+        Console().print(run_mteb(config, overrides or [], mteb))
+    else:
+        _stage("bench", config, overrides)
 
 
 @app.command()

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 PACKAGES = (
     *("distillabse", "torch", "transformers", "sentence-transformers", "tokenizers", "datasets", "accelerate"),
-    *("deepspeed", "onnx", "onnxscript", "onnxruntime", "onnxruntime-gpu", "optimum", "numpy", "scipy"),
+    *("deepspeed", "onnx", "onnxscript", "onnxruntime", "onnxruntime-gpu", "optimum", "mteb", "numpy", "scipy"),
 )
 X86_FLAGS = ("avx2", "avx512f", "avx512_vnni", "avx_vnni", "avx512_bf16", "amx_int8", "amx_bf16")
 ARM_FLAGS = ("asimddp", "i8mm", "bf16")

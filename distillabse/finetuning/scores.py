@@ -80,9 +80,10 @@ def results_table(result: Mapping[str, Any]) -> Table:
     for index, name in enumerate(names):
         headings += [f"{name}\n[95 %]", *(["difference\n[95 %]"] if index else [])]
     data = result["data"]
+    language = data["train"]["language"]
     caption = (
-        f"Gap: {data['train']['language']} minus the mean of the others. Fine-tuned on {data['train']['rows']:,} rows in {data['train']['language']}, "
-        f"{len(result['seeds'])} seed(s); intervals over test rows. {data['note'] or ''}"
+        f"Fine-tuned on {data['train']['rows']:,} rows in {language}, {len(result['seeds'])} seed(s). Intervals: over "
+        f"test rows. Gap: {language} minus the mean of the others. {data['note'] or ''}"
     )
     table = figures_table(f"{result['title']}: zero-shot transfer", caption, ["", ""], headings, narrow=True)
     for code in result["languages"]:
