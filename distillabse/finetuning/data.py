@@ -7,7 +7,8 @@ answers (list of str) and answer_start (int, the character at which the first an
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterable, Mapping, Sequence
+import secrets
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -95,6 +96,19 @@ def select_languages(rows: Dataset, languages: Sequence[str], name: str) -> Data
     if missing:
         raise InputError(f"{name} has no rows in {', '.join(map(repr, missing))}. Its languages: {', '.join(present)}.")
     return rows.select(np.flatnonzero(np.isin(found, list(languages))))
+
+
+def tokenised(rows: Dataset, tokenise: Callable[[dict[str, list[Any]], list[int]], dict[str, list[Any]]]) -> Dataset:
+    """What `tokenise` makes of batches of rows and their indices; it may give more rows than it gets."""
+    return rows.map(
+        tokenise,
+        batched=True,
+        with_indices=True,
+        remove_columns=rows.column_names,
+        # Rows in memory are not cached, so there is nothing to find by a hash of the function and its tokenizer.
+        new_fingerprint=secrets.token_hex(8),
+        desc="Tokenising",
+    )
 
 
 def _columns(task: Task, answers: str) -> list[str]:

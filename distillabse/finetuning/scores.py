@@ -81,14 +81,15 @@ def results_table(result: Mapping[str, Any]) -> Table:
         headings += [f"{name}\n[95 %]", *(["difference\n[95 %]"] if index else [])]
     data = result["data"]
     language = data["train"]["language"]
+    steps = models[names[0]]["runs"][0]["steps"]
     caption = (
-        f"Fine-tuned on {data['train']['rows']:,} rows in {language}, {len(result['seeds'])} seed(s). Intervals: over "
-        f"test rows. Gap: {language} minus the mean of the others. {data['note'] or ''}"
+        f"Fine-tuned on {data['train']['rows']:,} rows in {language}, {steps:,} steps, {len(result['seeds'])} seed(s). "
+        f"Intervals: over test rows. Gap: {language} minus the mean of the others. {data['note'] or ''}"
     )
     table = figures_table(f"{result['title']}: zero-shot transfer", caption, ["", ""], headings, narrow=True)
     for code in result["languages"]:
         for metric in shown:
-            cells = [str(models[names[0]]["languages"][code]["n"])]
+            cells = [str(models[names[0]]["languages"][code]["n"]) if metric == shown[0] else ""]
             for index, name in enumerate(names):
                 figure = models[name]["languages"][code][metric]
                 cells += [_cell(figure), *([_cell(figure["difference"], sign="+")] if index else [])]

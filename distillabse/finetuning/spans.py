@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
+from distillabse.finetuning.data import tokenised
 from distillabse.finetuning.settings import FinetuningSettings
 
 if TYPE_CHECKING:
@@ -71,7 +72,7 @@ def question_windows(rows: Dataset, tokenizer: Any, settings: FinetuningSettings
         ]
         return {**windows, "start_positions": [s for s, _ in spans], "end_positions": [e for _, e in spans]}
 
-    return rows.map(tokenise, batched=True, with_indices=True, remove_columns=rows.column_names, desc="Tokenising")
+    return tokenised(rows, tokenise)
 
 
 def target_tokens(offsets: NDArray[np.int64], start: int, end: int, absent: int) -> tuple[int, int]:

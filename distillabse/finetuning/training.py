@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -12,6 +12,7 @@ import numpy as np
 
 from distillabse.errors import InputError, TrainingError
 from distillabse.finetuning.answers import answer_scores
+from distillabse.finetuning.data import tokenised
 from distillabse.finetuning.heads import tokenizer_of, with_head
 from distillabse.finetuning.settings import FinetuningSettings, training_arguments
 from distillabse.finetuning.spans import Span, predicted_spans, question_windows
@@ -114,13 +115,13 @@ class FineTuned:
     def _pairs(self, rows: Dataset) -> Dataset:
         names = self._tokenizer.model_input_names
 
-        def tokenise(batch: Mapping[str, list[Any]]) -> dict[str, list[Any]]:
+        def tokenise(batch: Mapping[str, list[Any]], indices: Sequence[int]) -> dict[str, list[Any]]:
             encoded = self._tokenizer(
                 batch["first"], batch["second"], truncation="longest_first", max_length=self._settings.max_length
             )
             return {**{name: encoded[name] for name in names}, "labels": batch["label"]}
 
-        return rows.map(tokenise, batched=True, remove_columns=rows.column_names, desc="Tokenising")
+        return tokenised(rows, tokenise)
 
     def _logits(self, inputs: Dataset) -> Any:
         return self.trainer.predict(inputs.select_columns(self._tokenizer.model_input_names)).predictions
