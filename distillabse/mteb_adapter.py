@@ -11,9 +11,10 @@ import time
 from collections.abc import Iterable, Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 from distillabse import layout
+from distillabse.config import TeacherConfig
 from distillabse.console import figures_table
 from distillabse.encoder import Encoder
 from distillabse.errors import ConfigurationError, InputError, first_line
@@ -87,8 +88,9 @@ class BundleEncoder:
 def run_mteb(config_or_bundle: str, overrides: Sequence[str], names: Sequence[str]) -> Table:
     """Evaluate a job's bundle, or a bundle by its folder, and its teacher on tasks of mteb.
 
-    Every task is written to mteb/TASK.json beside the bundle, and mteb's own cache of results is not read: these are
-    the figures of these files.
+    Every graph of the bundle is evaluated; with bench.device=cuda the fp32 one alone, and all on the GPU. Every task is
+    written to mteb/TASK.json beside the bundle, and mteb's own cache of results is not read: these are the figures of
+    these files.
 
     Raises:
         ConfigurationError: mteb is not installed, or has no such task.
@@ -98,11 +100,12 @@ def run_mteb(config_or_bundle: str, overrides: Sequence[str], names: Sequence[st
     from distillabse.models.teacher import load_teacher
 
     tasks = find_tasks(names)
-    bundle, teacher_config = _bundle_and_teacher(config_or_bundle, overrides)
-    files = [layout.ONNX_FP32, *(file for file in layout.ONNX_INT8.values() if (bundle / file).is_file())]
-    models = {TEACHER: load_teacher(teacher_config)} | {
-        Path(file).stem: BundleEncoder(Encoder(bundle, file=file), Path(file).stem) for file in files
-    }
+    bundle, teacher_config, device = _bundle_and_teacher(config_or_bundle, overrides)
+    quantised = layout.ONNX_INT8.values() if device == "cpu" else ()
+    files = [layout.ONNX_FP32, *(file for file in quantised if (bundle / file).is_file())]
+    models: dict[str, Any] = {TEACHER: load_teacher(teacher_config, device)}
+    for file in files:
+        models[Path(file).stem] = BundleEncoder(Encoder(bundle, file=file, device=device), Path(file).stem)
     results = []
     for task in tasks:
         result = {**evaluate_task(task, models), "bundle": str(bundle), "teacher": teacher_config.model}
@@ -209,8 +212,9 @@ def mteb_table(results: Sequence[Mapping[str, Any]]) -> Table:
     return table
 
 
-def _bundle_and_teacher(config_or_bundle: str, overrides: Sequence[str]) -> tuple[Path, Any]:
-    from distillabse.config import TeacherConfig
+def _bundle_and_teacher(
+    config_or_bundle: str, overrides: Sequence[str]
+) -> tuple[Path, TeacherConfig, Literal["cpu", "cuda"]]:
     from distillabse.layout import RunFolder
     from distillabse.settings import load_config
 
@@ -220,7 +224,7 @@ def _bundle_and_teacher(config_or_bundle: str, overrides: Sequence[str]) -> tupl
         bundle = RunFolder(job.run_folder).bundle
         if not (bundle / layout.ONNX_FP32).is_file():
             raise InputError(f"{bundle} holds no bundle. Run `distillabse export` first.")
-        return bundle, job.teacher
+        return bundle, job.teacher, job.bench.device
     if overrides:
         raise ConfigurationError(f"{folder} is a bundle, which takes no overrides: {' '.join(overrides)}.")
     try:
@@ -229,4 +233,4 @@ def _bundle_and_teacher(config_or_bundle: str, overrides: Sequence[str]) -> tupl
         raise InputError(
             f"{folder / layout.PROVENANCE} does not say what the teacher is. Give the job's configuration instead."
         ) from None
-    return folder, TeacherConfig.model_validate(teacher)
+    return folder, TeacherConfig.model_validate(teacher), "cpu"

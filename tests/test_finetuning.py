@@ -242,6 +242,12 @@ def test_questions_without_answers_in_their_contexts_are_refused(encoder):
         finetune(XQUAD, {"tiny": encoder}, rows, rows, finetuning_settings(XQUAD, (*FAST, *SHORT)), [1])
 
 
+def test_the_test_rows_choose_no_checkpoint(encoder):
+    settings = finetuning_settings(XNLI, ("training.eval_strategy=epoch", "max_length=16"))
+    with pytest.raises(ConfigurationError, match="judged once"):
+        finetune(XNLI, {"tiny": encoder}, pair_rows(), pair_rows(), settings, [1])
+
+
 @pytest.fixture
 def table(tmp_path):
     lines = ["lang\tid\tquestion\tanswer\tcontext"]
@@ -270,7 +276,7 @@ def test_the_command_writes_figures_and_predictions_of_all_models(
         monkeypatch=monkeypatch,
     )  # fmt: skip
     assert status == 0
-    printed = capsys.readouterr().out
+    printed = " ".join(capsys.readouterr().out.split())
     assert "encoder-2" in printed and "difference" in printed and "Few-shot split of XQuAD" in printed
     result = json.loads((out / "results.json").read_text())
     assert result["folders"] == {"encoder": str(encoder_folder), "encoder-2": str(labse_folder)}
@@ -300,6 +306,13 @@ def test_wrong_use_is_told_with_its_remedy(arguments, message, encoder_folder, t
     given = [argument.format(encoder=encoder_folder, table=table) for argument in arguments]
     assert call("finetune", *given, monkeypatch=monkeypatch) == 2
     assert message in capsys.readouterr().err.replace("\n", " ")
+
+
+def test_a_launcher_is_refused(table, encoder_folder, monkeypatch, capsys):
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    given = ("finetune", "xquad", "-m", encoder_folder, "--train", table, "--held-out", "0.5")
+    assert call(*given, monkeypatch=monkeypatch) == 2
+    assert "without torchrun" in capsys.readouterr().err.replace("\n", " ")
 
 
 def test_a_switch_folder_is_refused_before_training(encoder, encoder_folder, table, tmp_path):

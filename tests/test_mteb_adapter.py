@@ -191,7 +191,7 @@ def test_retrieval_goes_through_mtebs_own_search(models):
     TinyRetrieval.metadata = metadata("TinyRetrieval", "Retrieval", "ndcg_at_10", ["eng-Latn"])
 
     def load_data(self, num_proc=None, **kwargs):
-        self.dataset["default"]["test"] = {
+        test = {
             "corpus": datasets.Dataset.from_list(
                 [{"id": f"d{i}", "text": text, "title": ""} for i, text in enumerate(documents)]
             ),
@@ -199,6 +199,7 @@ def test_retrieval_goes_through_mtebs_own_search(models):
             "relevant_docs": {"q": {"d2": 1}},
             "top_ranked": None,
         }
+        self.dataset = {"default": {"test": test}}
         self.data_loaded = True
 
     TinyRetrieval.load_data = load_data

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from distillabse import processes
 from distillabse.errors import ConfigurationError, InputError
 from distillabse.finetuning.data import read_hub_split, read_table, select_languages
 from distillabse.finetuning.heads import require_stock
@@ -73,12 +74,14 @@ def finetune_folders(
         What results.json holds.
 
     Raises:
-        ConfigurationError: an encoder without such a head, or a choice that contradicts itself.
+        ConfigurationError: an encoder without such a head, a choice that contradicts itself, or several processes.
         InputError: a model or its data cannot be read, or training rows are among the test rows.
     """
     from distillabse.environment import describe_environment
     from distillabse.models.teacher import load_encoder, resolve_model
 
+    if processes.count() > 1:
+        raise ConfigurationError("finetune is one process: start it without torchrun or another launcher.")
     names = _names(models)
     encoders = {}
     for name, model in names.items():

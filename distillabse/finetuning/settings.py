@@ -82,7 +82,7 @@ def training_arguments(settings: FinetuningSettings, output_dir: Path, seed: int
     """The settings' TrainingArguments; bf16 on a GPU that has it, no checkpoints and no reports unless asked for.
 
     Raises:
-        ConfigurationError: a value that TrainingArguments refuses.
+        ConfigurationError: a value that TrainingArguments refuses, or an evaluation during training.
     """
     import torch
     from transformers import TrainingArguments
@@ -99,9 +99,15 @@ def training_arguments(settings: FinetuningSettings, output_dir: Path, seed: int
     if not {"bf16", "fp16"} & settings.training.keys():
         defaults["bf16"] = torch.cuda.is_available() and torch.cuda.is_bf16_supported(including_emulation=False)
     try:
-        return TrainingArguments(output_dir=str(output_dir), seed=seed, **{**defaults, **settings.training})
+        arguments = TrainingArguments(output_dir=str(output_dir), seed=seed, **{**defaults, **settings.training})
     except (ValueError, TypeError, ImportError) as error:
         raise ConfigurationError(f"training: {error}") from None
+    if arguments.eval_strategy != "no":
+        raise ConfigurationError(
+            "training.eval_strategy: models are judged once, when their training is over, and the test rows choose no "
+            "checkpoint. Leave it out."
+        )
+    return arguments
 
 
 def _explain(item: Any) -> str:
