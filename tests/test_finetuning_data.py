@@ -68,7 +68,7 @@ def test_labels_are_names_or_numbers_in_every_format(tmp_path, name):
         pq.write_table(pa.table(dict(zip(columns, zip(*rows, strict=True), strict=True))), path)
     found = read_table(XNLI, path)
     assert found["label"] == [0, 2, 1]
-    assert found["id"] == ["1", "2", "1"] and found["first"][2] == "un chat"
+    assert found["id"] == ["#1", "#2", "#1"] and found["first"][2] == "un chat"
 
 
 def test_errors_name_the_row_and_what_is_accepted(tmp_path, table):
@@ -214,6 +214,21 @@ def test_a_few_shot_split_says_so_and_trains_on_one_language(table):
 def test_training_rows_among_the_test_rows_are_refused(table):
     with pytest.raises(InputError, match="16 test rows have an id or a text"):
         load_rows(XQUAD, DataChoice(train=table, test=table), finetuning_settings(XQUAD), 1)
+
+
+def test_an_id_alone_tells_that_a_translated_question_was_trained_on(tmp_path):
+    train = questions(tmp_path / "train.tsv", [("en", "q7", "where", "cat", "the cat")])
+    test = questions(tmp_path / "test.tsv", [("de", "q7", "wo", "Katze", "die Katze"), ("de", "q8", "wo", "x", "x y")])
+    with pytest.raises(InputError, match="1 test rows have an id"):
+        load_rows(XQUAD, DataChoice(train=train, test=test), finetuning_settings(XQUAD), 1)
+
+
+def test_rows_without_ids_are_not_taken_for_each_other(tmp_path):
+    for name, context in (("train", "the cat"), ("test", "one cat")):
+        (tmp_path / f"{name}.tsv").write_text(f"lang\tquestion\tanswer\tcontext\nen\twhere\tcat\t{context}\n")
+    choice = DataChoice(train=tmp_path / "train.tsv", test=tmp_path / "test.tsv")
+    train, test, data = load_rows(XQUAD, choice, finetuning_settings(XQUAD), 1)
+    assert (len(train), len(test), data["test"]["shared_with_train"]) == (1, 1, 0)
 
 
 def test_samples_have_the_same_ids_in_all_languages(table):

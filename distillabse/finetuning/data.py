@@ -22,6 +22,9 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
+NUMBERED = "#"
+"""Begins the id of a row that has none of its own: it tells rows of one source apart, and means nothing in another."""
+
 _LANGUAGE_COLUMNS = ("language", "lang")
 
 
@@ -132,13 +135,13 @@ def _examples(
     language_column: str | None = None,
     class_names: Sequence[str] | None = None,
 ) -> Iterable[dict[str, Any]]:
-    """One example for every row; rows of pairs without an id are numbered within their language."""
+    """One example for every row; rows without an id are numbered within their language."""
     numbers: dict[str, int] = {}
     for number, row in rows:
         where = f"{name}, row {number}"
         code = _text(row, language_column, where) if language_column else str(language)
         numbers[code] = numbers.get(code, 0) + 1
-        identity = str(row["id"]) if row.get("id") not in (None, "") else str(numbers[code])
+        identity = str(row["id"]) if row.get("id") not in (None, "") else f"{NUMBERED}{numbers[code]}"
         first, second = (_text(row, column, where) for column in task.columns)
         start: dict[str, Any] = {"language": code, "id": identity}
         if task.kind == "pairs":

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from distillabse.errors import InputError
+from distillabse.finetuning.data import NUMBERED
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -58,15 +59,13 @@ def held_out_split(rows: Dataset, share: float, seed: int) -> tuple[Dataset, Dat
 
 
 def shared_rows(train: Dataset, test: Dataset) -> int:
-    """How many test rows share an id and its language, or their context, or their whole pair, with a training row."""
-    if _text_column(train) == "context":
-        keys = [("language", "context"), ("id",)]
-    else:
-        keys = [("language", "first", "second")]  # ids may be plain numbers here
-    shared = np.zeros(len(test), dtype=bool)
-    for columns in keys:
-        known = set(zip(*(train[column] for column in columns), strict=True))
-        shared |= np.asarray([key in known for key in zip(*(test[column] for column in columns), strict=True)])
+    """How many test rows share their id or context, or of pairs both texts, with a training row."""
+    texts = ("language", "context") if _text_column(train) == "context" else ("language", "first", "second")
+    known = set(zip(*(train[column] for column in texts), strict=True))
+    shared = np.asarray([key in known for key in zip(*(test[column] for column in texts), strict=True)])
+    if "context" in texts:  # questions have ids of their own; pairs may have plain numbers
+        identities = {identity for identity in train["id"] if not identity.startswith(NUMBERED)}
+        shared |= np.asarray([identity in identities for identity in test["id"]])
     return int(shared.sum())
 
 
