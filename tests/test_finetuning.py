@@ -94,12 +94,12 @@ def test_answers_are_learnt_by_heart_and_other_models_stand_beside(encoder, enco
     assert all(torch.equal(weight, before[name]) for name, weight in encoder.state_dict().items())
 
 
-def test_the_same_seed_gives_the_same_model_and_another_one_does_not(encoder):
+def test_the_same_seed_gives_the_same_model_and_another_one_does_not(encoder, tmp_path):
     settings = finetuning_settings(XNLI, (*FAST, "max_length=16", "dropout=0.1", "training.max_steps=2"))
     rows = pair_rows()
 
-    def logits(seed, folder="unused"):
-        tuned = FineTuned(encoder, XNLI, rows, settings, seed, folder, "t")
+    def logits(seed):
+        tuned = FineTuned(encoder, XNLI, rows, settings, seed, tmp_path, "t")
         return tuned._logits(tuned._pairs(rows))
 
     assert np.array_equal(logits(1), logits(1))
@@ -178,13 +178,13 @@ def test_the_best_candidate_is_the_best_of_all_pairs():
         assert [(span.start, span.end) for span in spans] == expected
 
 
-def test_no_answer_is_ever_outside_of_its_context(encoder):
+def test_no_answer_is_ever_outside_of_its_context(encoder, tmp_path):
     contexts = [(" ".join(WORDS), "of"), ("älter über Straße, größer!", "über"), ("no cat (x) 12.5% of", "no")]
     rows = question_rows(contexts, "de")
     settings = finetuning_settings(
         XQUAD, ("max_length=16", "max_question_length=4", "doc_stride=4", "training.max_steps=1", "training.use_cpu=1")
     )
-    tuned = FineTuned(encoder, XQUAD, rows, settings, 3, "unused", "t")
+    tuned = FineTuned(encoder, XQUAD, rows, settings, 3, tmp_path, "t")
     predictions, scores = tuned.judged(rows)
     for row, prediction in zip(rows, predictions, strict=True):
         candidates = [candidate["answer"] for candidate in prediction["n_best"]]
@@ -195,9 +195,9 @@ def test_no_answer_is_ever_outside_of_its_context(encoder):
     assert all(values.shape == (3,) and (0 <= values).all() and (values <= 100).all() for values in scores.values())
 
 
-def test_batches_are_padded_to_their_longest_row(encoder):
+def test_batches_are_padded_to_their_longest_row(encoder, tmp_path):
     settings = finetuning_settings(XNLI, ("training.max_steps=1", "max_length=40"))
-    tuned = FineTuned(encoder, XNLI, pair_rows(), settings, 3, "unused", "t")
+    tuned = FineTuned(encoder, XNLI, pair_rows(), settings, 3, tmp_path, "t")
     batch = tuned.trainer.data_collator([{"input_ids": [2, 9, 3]}, {"input_ids": [2, 9, 8, 7, 3]}])
     assert batch["input_ids"].shape == (2, 5) and batch["attention_mask"].tolist()[0] == [1, 1, 1, 0, 0]
     trained = next(iter(tuned.trainer.get_train_dataloader()))
