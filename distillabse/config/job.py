@@ -162,7 +162,7 @@ def _require_no_common_tokens(job: JobConfig) -> None:
 
 def _require_objectives(block: str, trained: TrainingConfig) -> None:
     """A student has something to learn from, and a router something that keeps its experts alive."""
-    if not trained.objectives:
+    if not any(objective.weight > 0 for objective in trained.objectives):
         raise ValueError(f"{block}objectives: a student needs at least one objective to learn from")
     routing = any(isinstance(objective, RoutingObjective) for objective in trained.objectives)
     is_switch = isinstance(getattr(trained, "student", None), SwitchStudentConfig)

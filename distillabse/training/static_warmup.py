@@ -70,7 +70,7 @@ def warm_up_table(
     weight = model.get_input_embeddings().weight
     random = np.random.default_rng(seed)
     texts, targets = _examples(sentences, config.max_sentences, random)
-    vectors = torch.from_numpy(np.asarray(cache.sentence[: int(targets.max()) + 1]))
+    vectors = torch.from_numpy(np.array(cache.sentence[: int(targets.max()) + 1]))
     with torch.random.fork_rng():
         torch.manual_seed(seed)
         static = StaticModel(weight.shape[0], weight.shape[1], vectors.shape[1]).to(device)
