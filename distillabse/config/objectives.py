@@ -73,21 +73,6 @@ class MSEObjective(Schema):
     weight: float = Field(1.0, gt=0)
 
 
-class PairObjectiveConfig(Schema):
-    """A term that compares translation pairs. Weight 0 leaves it out."""
-
-    teacher_reads_translations: ClassVar[bool] = False
-    needs_links: ClassVar[bool] = False
-
-    weight: float = Field(1.0, ge=0)
-
-
-class MultilingualObjective(PairObjectiveConfig):
-    """Squared error of source and of translation to the teacher's vector of the source (Reimers & Gurevych 2020)."""
-
-    kind: Literal["multilingual"] = "multilingual"
-
-
 class RoutingObjective(Schema):
     """What keeps the experts of a Switch student in use; it teaches nothing by itself."""
 
@@ -99,6 +84,81 @@ class RoutingObjective(Schema):
     z_loss: float = Field(0.001, ge=0, description="Coefficient of the router z-loss (ST-MoE, equation 5).")
 
 
+class PairObjectiveConfig(Schema):
+    """What objectives on translation pairs have in common."""
+
+    teacher_reads_translations: ClassVar[bool] = False
+    """Whether it needs the teacher's signals of the translations, too."""
+    needs_links: ClassVar[bool] = False
+    """Whether it needs to know which words of a pair mean the same."""
+
+    weight: float = Field(1.0, ge=0, description="Factor of its terms in the loss; 0 switches it off.")
+
+
+class MultilingualObjective(PairObjectiveConfig):
+    """The student's vectors of a sentence and of its translation follow the teacher's of the sentence.
+
+    Multilingual knowledge distillation (Reimers and Gurevych 2020); also the sentence level of the MMKD-style levels.
+    """
+
+    kind: Literal["multilingual"] = "multilingual"
+
+
+class TokenLevelObjective(PairObjectiveConfig):
+    """MMKD-style token level: tokens of a translation follow the teacher's state of the source word they translate."""
+
+    needs_links: ClassVar[bool] = True
+    kind: Literal["token_level"] = "token_level"
+    layers: list[LayerPair] = Field(default_factory=_last_layers, min_length=1, description="Last to last by default.")
+
+
+class WordLevelObjective(PairObjectiveConfig):
+    """MMKD-style word level: a word is nearer to its translation than to the other words of the batch (InfoNCE)."""
+
+    needs_links: ClassVar[bool] = True
+    kind: Literal["word_level"] = "word_level"
+    temperature: float = Field(0.1, gt=0, description="Divides the cosines.")
+    layer: int = Field(-1, description="Student layer whose states make the word vectors; -1 is the last.")
+
+
+class StructureLevelObjective(PairObjectiveConfig):
+    """MMKD-style structure level: the student's similarities within a batch follow those of the teacher's sources."""
+
+    kind: Literal["structure_level"] = "structure_level"
+    form: Literal["correlation", "mse", "kl"] = Field(
+        "correlation",
+        description="correlation: 1 - Pearson correlation of the similarities of different sentences; mse: mean "
+        "squared difference of all similarities; kl: KL of each sentence's softmax over the other sentences.",
+    )
+    temperature: float = Field(0.1, gt=0, description="Divides the similarities; for form: kl alone.")
+
+
+class ContrastiveObjective(PairObjectiveConfig):
+    """Additive-margin softmax over the batch of all processes, both directions (LaBSE, Feng et al. 2022; LEALLA)."""
+
+    kind: Literal["contrastive"] = "contrastive"
+    margin: float = Field(0.3, ge=0, description="Taken off the cosine of a pair.")
+    scale: float = Field(20.0, gt=0, description="Multiplies the cosines; 1 is the formula as LaBSE's paper prints it.")
+
+
+class FeatureObjective(PairObjectiveConfig):
+    """Feature distillation (LEALLA, Mao and Nakagawa 2023): a linear map of the student's vectors meets the teacher's.
+
+    The map is trained along and thrown away, so the student's vectors may be smaller than the teacher's.
+    """
+
+    teacher_reads_translations: ClassVar[bool] = True
+    kind: Literal["feature"] = "feature"
+
+
+class LogitObjective(PairObjectiveConfig):
+    """Logit distillation (LEALLA): cosines of all sources with all translations of a batch follow the teacher's."""
+
+    teacher_reads_translations: ClassVar[bool] = True
+    kind: Literal["logit"] = "logit"
+    temperature: float = Field(100.0, gt=0, description="Divides the differences of the cosines.")
+
+
 ObjectiveConfig = Annotated[
     MiniLMObjective
     | MiniLMv2Objective
@@ -106,7 +166,13 @@ ObjectiveConfig = Annotated[
     | CosineObjective
     | MSEObjective
     | RoutingObjective
-    | MultilingualObjective,
+    | MultilingualObjective
+    | TokenLevelObjective
+    | WordLevelObjective
+    | StructureLevelObjective
+    | ContrastiveObjective
+    | FeatureObjective
+    | LogitObjective,
     Field(discriminator="kind"),
 ]
 
@@ -127,3 +193,9 @@ def need_teacher_of_translations(objectives: Sequence[ObjectiveConfig]) -> bool:
         else not isinstance(objective, RoutingObjective)
         for objective in objectives
     )
+
+
+def need_links(objectives: Sequence[ObjectiveConfig]) -> bool:
+    """Whether one of them needs to know which words of a pair mean the same."""
+    pairs = (objective for objective in objectives if isinstance(objective, PairObjectiveConfig))
+    return any(objective.weight > 0 and objective.needs_links for objective in pairs)

@@ -1,6 +1,6 @@
 """The loss terms, one file per family."""
 
 from distillabse.objectives.base import Objective, PairObjective
-from distillabse.objectives.build import build_objective
+from distillabse.objectives.build import build_objective, require_enough_pairs
 
-__all__ = ["Objective", "PairObjective", "build_objective"]
+__all__ = ["Objective", "PairObjective", "build_objective", "require_enough_pairs"]

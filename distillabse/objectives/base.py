@@ -69,14 +69,19 @@ def resolve_layers(
     """
     return [
         (
-            _resolve(pair.student, student.layers, f"objectives.{kind}.layers.student", "student"),
-            _resolve(pair.teacher, teacher.layers, f"objectives.{kind}.layers.teacher", "teacher"),
+            resolve_layer(pair.student, student.layers, f"objectives.{kind}.layers.student", "student"),
+            resolve_layer(pair.teacher, teacher.layers, f"objectives.{kind}.layers.teacher", "teacher"),
         )
         for pair in pairs
     ]
 
 
-def _resolve(layer: int, count: int, key: str, owner: str) -> int:
+def resolve_layer(layer: int, count: int, key: str, owner: str) -> int:
+    """A layer of `count`, counted from 0.
+
+    Raises:
+        ConfigurationError: there is no such layer; the message names `key`.
+    """
     if not -count <= layer < count:
         raise ConfigurationError(
             f"{key}: the {owner} has no layer {layer}; give 0 to {count - 1}, or -1 (the last) to {-count}."

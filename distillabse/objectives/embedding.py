@@ -15,7 +15,7 @@ class Cosine(Objective):
 
     def __init__(self, config: CosineObjective, teacher: EncoderShape, student: EncoderShape) -> None:
         super().__init__()
-        _require_equal_dimensions(teacher, student, "cosine")
+        require_equal_dimensions(teacher, student, "cosine")
         self.weight = config.weight
 
     def forward(self, teacher: Signals, student: Signals, attention_mask: Tensor) -> dict[str, Tensor]:
@@ -28,7 +28,7 @@ class MSE(Objective):
 
     def __init__(self, config: MSEObjective, teacher: EncoderShape, student: EncoderShape) -> None:
         super().__init__()
-        _require_equal_dimensions(teacher, student, "mse")
+        require_equal_dimensions(teacher, student, "mse")
         self.weight = config.weight
 
     def forward(self, teacher: Signals, student: Signals, attention_mask: Tensor) -> dict[str, Tensor]:
@@ -36,7 +36,12 @@ class MSE(Objective):
         return {"mse": (teacher.sentence - student.sentence).square().sum(dim=-1).mean()}
 
 
-def _require_equal_dimensions(teacher: EncoderShape, student: EncoderShape, kind: str) -> None:
+def require_equal_dimensions(teacher: EncoderShape, student: EncoderShape, kind: str) -> None:
+    """Refuse an objective that compares vectors of different dimensions.
+
+    Raises:
+        ConfigurationError: the dimensions differ; the message names the objective and the remedy.
+    """
     if teacher.dimension != student.dimension:
         raise ConfigurationError(
             f"objectives.{kind}: the teacher's vectors have {teacher.dimension} dimensions, the student's "

@@ -23,9 +23,7 @@ class Hidden(Objective):
         self.layers = resolve_layers(config.layers, teacher, student, "hidden")
         self.student_taps = frozenset(Tap("hidden", layer) for layer, _ in self.layers)
         self.teacher_taps = frozenset(Tap("hidden", layer) for _, layer in self.layers)
-        self.maps = nn.ModuleList()
-        for _ in self.layers:
-            self.maps.append(_map(student.hidden_size, teacher.hidden_size))
+        self.maps = nn.ModuleList(linear_map(student.hidden_size, teacher.hidden_size) for _ in self.layers)
 
     def forward(self, teacher: Signals, student: Signals, attention_mask: Tensor) -> dict[str, Tensor]:
         """The term hidden, summed over layer pairs."""
@@ -43,7 +41,8 @@ class _Float32Linear(nn.Linear):
         return nn.functional.linear(states.float(), self.weight.float(), self.bias.float())
 
 
-def _map(inputs: int, outputs: int) -> nn.Module:
+def linear_map(inputs: int, outputs: int) -> nn.Module:
+    """A linear map that starts at zero and computes in float32; nothing at all where the widths are equal."""
     if inputs == outputs:
         return nn.Identity()
     linear = _Float32Linear(inputs, outputs)
