@@ -15,7 +15,8 @@ from typing import Any
 import yaml
 
 from distillabse import processes
-from distillabse.config import JobConfig, SwitchStudentConfig, TrainedStudentConfig
+from distillabse.alignment import require_aligner
+from distillabse.config import JobConfig, SwitchStudentConfig, TrainedStudentConfig, need_links
 from distillabse.corpus.build import corpus_stage
 from distillabse.environment import check_onnxruntime, describe_environment, require_device
 from distillabse.errors import ConfigurationError, InputError
@@ -63,6 +64,7 @@ STAGES: dict[str, Stage] = {
             "objectives",
             "training",
             "teacher_cache",
+            "aligner",
             "static_warmup",
             "early_stopping",
             "seed",
@@ -190,6 +192,7 @@ def prepare(config: JobConfig) -> RunFolder:
     require_device(config.bench.device)
     require_fitting_shapes(config)
     refuse_spread_experts(config)
+    require_learnable_pairs(config)
     write_config(config, run)
     write_json(
         run.record,
@@ -242,6 +245,22 @@ def refuse_spread_experts(config: JobConfig) -> None:
             "expert_parallel (docs/switch.md). In a job set 1; ZeRO (training.deepspeed) shares out optimizer states, "
             "gradients and, in stage 3, the experts themselves."
         )
+
+
+def require_learnable_pairs(config: JobConfig) -> None:
+    """Refuse batches too small to compare pairs with each other, and an aligner that is not installed.
+
+    Raises:
+        ConfigurationError: names the key and the remedy.
+    """
+    from transformers import TrainingArguments
+
+    from distillabse.objectives import require_enough_pairs
+
+    if need_links(config.objectives):
+        require_aligner(config.aligner)
+    default = TrainingArguments.__dataclass_fields__["per_device_train_batch_size"].default
+    require_enough_pairs(config.objectives, config.training.get("per_device_train_batch_size", default))
 
 
 def _before(name: str, config: JobConfig) -> list[str]:

@@ -344,7 +344,7 @@ def test_a_job_on_pairs_runs_to_its_bundle(encoder_folder, tmp_path):
     cosines = (teacher.encode([s.source.text for s in chosen]) * student.encode([s.text for s in chosen])).sum(1)
     from distillabse.storage import read_json
 
-    measured = read_json(run.verification)["fidelity"]["torch"]["test"]["languages"]["ka"]["cosine_mean"]
+    measured = read_json(run.verification)["fidelity"]["torch"]["test"]["slices"]["language"]["ka"]["cosine_mean"]
     assert measured == pytest.approx(float(cosines.mean()), abs=1e-4)
 
 

@@ -275,6 +275,11 @@ class TrainingConfig(Schema):
         description="Spread the frozen teacher's weights over the processes with DeepSpeed (ZeRO-3 inference), for one "
         "that does not fit into each: needs training.deepspeed, and is slower.",
     )
+    aligner: Literal["ibm1", "eflomal"] = Field(
+        "ibm1",
+        description="Finds the words of a pair that mean the same, for the objectives that compare words: IBM Model 1, "
+        "built in, or eflomal, better and slower (pip install 'distillabse[align]').",
+    )
     static_warmup: StaticWarmupConfig | None = Field(
         None, description="Train the embedding table alone first, as a static model; needs teacher_cache."
     )

@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from torch.utils.data import Dataset
 
 from distillabse import layout
+from distillabse.alignment import Aligner, aligned_links
 from distillabse.corpus.records import Record
 from distillabse.errors import ConfigurationError, InputError
 from distillabse.storage import new_folder
@@ -159,6 +160,7 @@ def prepare_pairs(
     teacher_reads_translations: bool,
     teacher_languages: Sequence[str] | None,
     distinct: bool,
+    aligner: Aligner | None = None,
 ) -> TranslationPairs:
     """Tokenise the pairs of a corpus into a folder that is whole or absent.
 
@@ -169,6 +171,7 @@ def prepare_pairs(
         teacher_reads_translations: whether the teacher needs the token ids of translations.
         teacher_languages: those that it knows; None for all.
         distinct: tokenise each text once, which takes memory for all of them; otherwise every side of every pair.
+        aligner: finds the words of each pair that mean the same; None where nothing needs them.
 
     Raises:
         ConfigurationError: a row without a translation, or a source in a language that the teacher does not know.
@@ -195,6 +198,16 @@ def prepare_pairs(
         tokenise_corpus(student, texts, temporary / layout.STUDENT_TOKENS)
         tokenise_corpus(teacher, read, temporary / layout.TEACHER_TOKENS)
         rows.tofile(temporary / layout.PAIR_ROWS)
+        if aligner is not None:
+            links = aligned_links(
+                ((record.text, str(record.translation)) for record in records()),
+                student,
+                teacher,
+                aligner,
+                (f"{record.language}-{record.translation_language}" for record in records()),
+            )
+            links.starts.astype(_ROWS).tofile(temporary / layout.LINK_STARTS)
+            links.spans.astype(_LINKS).tofile(temporary / layout.LINK_SPANS)
     return TranslationPairs.open(folder)
 
 

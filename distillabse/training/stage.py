@@ -17,6 +17,7 @@ from distillabse.config import (
     TeacherStudentConfig,
     TrainedStudentConfig,
     learn_from_pairs,
+    need_links,
     need_teacher_of_translations,
 )
 from distillabse.corpus.records import iterate_records, known_texts, read_records, sentences, training_texts
@@ -188,6 +189,7 @@ def _prepare_data(
             need_teacher_of_translations(config.objectives),
             config.teacher.languages,
             distinct,
+            config.aligner if need_links(config.objectives) else None,
         )
     else:
         tokenise_corpus(student, training_texts(split, distinct), folder)
