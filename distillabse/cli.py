@@ -217,19 +217,35 @@ def verify(config: Config, overrides: Overrides = None) -> None:
 def bench(
     config: Config,
     overrides: Overrides = None,
+    tasks: Annotated[
+        bool, typer.Option("--tasks", help="Measure retrieval, similarity and probes instead of speed.")
+    ] = False,
+    against: Annotated[
+        list[str] | None,
+        typer.Option(help="With --tasks: one more encoder, name=path; may be given again.", show_default=False),
+    ] = None,
+    only: Annotated[
+        list[str] | None, typer.Option(help="With --tasks: only this one; may be given again.", show_default=False)
+    ] = None,
     mteb: Annotated[
         list[str] | None,
-        typer.Option(help="Instead evaluate on this task of mteb; repeatable. CONFIG may be a bundle."),
+        typer.Option(help="Instead evaluate on this task of mteb; may be given again. CONFIG may be a bundle."),
     ] = None,
 ) -> None:
-    """Measure latency and throughput against the teacher, or with --mteb evaluate both.
+    """Measure latency and throughput against the teacher; with --tasks or --mteb, what both are good at.
 
     Example: distillabse bench quickstart bench.threads=1
     """
+    if (against or only) and not tasks:
+        raise ConfigurationError("--against and --only belong to --tasks; give it, too.")
+    if tasks and mteb:
+        raise ConfigurationError("--tasks and --mteb are two measurements; give one of them.")
     if mteb:
         from distillabse.mteb_adapter import run_mteb
 
         Console().print(run_mteb(config, overrides or [], mteb))
+    elif tasks:
+        _bench_tasks(_load(config, overrides), against or [], only or [])
     else:
         _stage("bench", config, overrides)
 
@@ -309,6 +325,19 @@ def _stage(name: str, config: str, overrides: list[str] | None, *, resume: bool 
     folder = prepare(job)
     run_stage(name, job, folder, resume=resume)
     return folder
+
+
+def _bench_tasks(job: JobConfig, against: list[str], only: list[str]) -> None:
+    from distillabse.pipeline import prepare
+    from distillabse.tasks.run import bench_tasks, named_places
+    from distillabse.tasks.views import task_tables
+
+    folder, console = prepare(job), Console()
+    result = bench_tasks(job, folder, against=named_places(against), only=only)
+    for table in task_tables(result):
+        console.print(table)
+        console.print()
+    console.print(f"Scores: [bold]{folder.task_scores}[/bold]", soft_wrap=True)
 
 
 def _load(config: str, overrides: list[str] | None) -> JobConfig:

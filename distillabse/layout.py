@@ -44,6 +44,9 @@ CACHE_RECORD = "cache.json"
 CACHE_SENTENCES = "sentence.npy"
 CACHE_TAP = "tap-{}.npy"
 
+# What the static floor was distilled from.
+STATIC_RECORD = "made_from.json"
+
 # What is kept of each shape that the planner builds and measures.
 CANDIDATE = "candidate.json"
 MEASUREMENT = "measurement.json"
@@ -186,6 +189,21 @@ class RunFolder:
     def measurements(self) -> Path:
         """Latency, throughput and sizes."""
         return self.bench / "bench.json"
+
+    @property
+    def tasks(self) -> Path:
+        """Folder: tasks.json."""
+        return self.root / "tasks"
+
+    @property
+    def task_scores(self) -> Path:
+        """Scores of teacher, student and baselines on tasks."""
+        return self.tasks / "tasks.json"
+
+    @property
+    def static_floor(self) -> Path:
+        """The teacher's tokens without context, as a folder that SentenceTransformer loads."""
+        return self.root / "static-floor"
 
     @property
     def report(self) -> Path:

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from pydantic import BaseModel, ValidationError
 
-from distillabse.config import JobConfig
+from distillabse.config import JobConfig, ProbeTask, RetrievalTask, SimilarityTask, TaskSuite
 from distillabse.errors import ConfigurationError
 from distillabse.storage import sha256_of_json
 
@@ -42,28 +42,36 @@ def shipped_deepspeed_settings() -> dict[str, Path]:
     return {path.stem: path for path in sorted(_configs_folder().glob("deepspeed/*.json"))}
 
 
+def shipped_suites() -> dict[str, Path]:
+    """Every suite of tasks that comes with the package, by file name without .yaml."""
+    return {path.stem: path for path in sorted(_configs_folder().glob("tasks/*.yaml"))}
+
+
 def load_config(source: str | Path, overrides: Sequence[str] = ()) -> JobConfig:
     """The job described by a YAML file, or by the name of a shipped configuration, with `key=value` overrides.
 
     Raises:
         ConfigurationError: no such file, not YAML, or a key or value that the schema refuses; names each one.
     """
-    from omegaconf import OmegaConf
-    from omegaconf.errors import OmegaConfBaseException
-    from yaml import YAMLError
-
-    path = _config_path(source)
+    path = _path_of(source, shipped_configs(), "configuration")
     for override in overrides:
         if "=" not in override:
             raise ConfigurationError(f"{override!r} is not an override: write key=value, e.g. training.max_steps=100.")
+    return validate(_read_yaml(path, overrides), str(path))
+
+
+def load_suite(source: str | Path) -> list[RetrievalTask | SimilarityTask | ProbeTask]:
+    """The tasks of a YAML file, or of a shipped suite.
+
+    Raises:
+        ConfigurationError: no such file, not YAML, or a key or value that the schema refuses; names each one.
+    """
+    path = _path_of(source, shipped_suites(), "suite of tasks")
     try:
-        merged = OmegaConf.merge(OmegaConf.load(path), OmegaConf.from_dotlist(list(overrides)))
-        values = OmegaConf.to_container(merged, resolve=True)
-    except (OmegaConfBaseException, YAMLError, TypeError, UnicodeDecodeError) as error:
-        raise ConfigurationError(f"{path} cannot be read as YAML with the given overrides: {error}") from None
-    if not isinstance(values, dict) or not values:
-        raise ConfigurationError(f"{path} holds no keys. `distillabse configs ls` names configurations to start from.")
-    return validate(typing.cast("dict[str, Any]", values), str(path))
+        return TaskSuite.model_validate(_read_yaml(path)).tasks
+    except ValidationError as error:
+        problems = "\n".join(f"  {_explain({**item, 'loc': ('tasks', *item['loc'])})}" for item in error.errors())
+        raise ConfigurationError(f"{path} is not valid:\n{problems}") from None
 
 
 def validate(values: dict[str, Any], origin: str = "the configuration") -> JobConfig:
@@ -152,17 +160,31 @@ def _configs_folder() -> Path:
     return packaged if packaged.is_dir() else Path(__file__).resolve().parents[1] / "configs"
 
 
-def _config_path(source: str | Path) -> Path:
+def _path_of(source: str | Path, shipped: dict[str, Path], what: str) -> Path:
     path = Path(source)
     if path.is_file():
         return path
-    shipped = shipped_configs()
     if str(source) in shipped:
         return shipped[str(source)]
     raise ConfigurationError(
-        f"{source} is neither a file nor a shipped configuration{_nearest(path.stem, shipped)}. "
-        f"Shipped: {', '.join(shipped)}."
+        f"{source} is neither a file nor a shipped {what}{_nearest(path.stem, shipped)}. Shipped: {', '.join(shipped)}."
     )
+
+
+def _read_yaml(path: Path, overrides: Sequence[str] = ()) -> dict[str, Any]:
+    """The values of a YAML file with `key=value` overrides."""
+    from omegaconf import OmegaConf
+    from omegaconf.errors import OmegaConfBaseException
+    from yaml import YAMLError
+
+    try:
+        merged = OmegaConf.merge(OmegaConf.load(path), OmegaConf.from_dotlist(list(overrides)))
+        values = OmegaConf.to_container(merged, resolve=True)
+    except (OmegaConfBaseException, YAMLError, TypeError, UnicodeDecodeError) as error:
+        raise ConfigurationError(f"{path} cannot be read as YAML with the given overrides: {error}") from None
+    if not isinstance(values, dict) or not values:
+        raise ConfigurationError(f"{path} holds no keys. `distillabse configs ls` names configurations to start from.")
+    return typing.cast("dict[str, Any]", values)
 
 
 def check_training_keys(training: dict[str, Any], origin: str, block: str = "") -> None:
@@ -215,10 +237,12 @@ def _explain(item: Any) -> str:
 
 
 def _is_union_tag(part: str, location: tuple[Any, ...]) -> bool:
-    """Pydantic puts a discriminated union's tag into the location: after an index, `student` or a key of `sets`."""
+    """Pydantic puts a discriminated union's tag into the location: after an index, or one of a few keys."""
     index = location.index(part)
     before = location[:index]
-    return part in _KINDS and index > 0 and (isinstance(before[-1], int) or before[-1] == "student" or "sets" in before)
+    if part not in _KINDS or index == 0:
+        return False
+    return isinstance(before[-1], int) or before[-1] in ("student", "pairs") or "sets" in before
 
 
 def _models(annotation: Any) -> Iterator[type[BaseModel]]:

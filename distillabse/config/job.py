@@ -34,6 +34,7 @@ from distillabse.config.product import (
     GatesConfig,
     PlanConfig,
 )
+from distillabse.config.tasks import TasksConfig
 
 
 class JobConfig(TrainingConfig):
@@ -57,6 +58,7 @@ class JobConfig(TrainingConfig):
     evaluation: EvaluationConfig = Field(default_factory=EvaluationConfig)
     bench: BenchConfig = Field(default_factory=BenchConfig)
     plan: PlanConfig = Field(default_factory=PlanConfig)
+    tasks: TasksConfig = Field(default_factory=TasksConfig)
 
     @model_validator(mode="after")
     def _parts_fit(self) -> JobConfig:

@@ -8,7 +8,7 @@ import io
 import json
 import zipfile
 import zlib
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from functools import partial
 from itertools import zip_longest
@@ -86,6 +86,31 @@ def table_rows(path: Path, columns: list[str]) -> Iterator[Row]:
         yield row
 
 
+def read_tables(
+    pattern: str, columns: Sequence[str], *, format: str = "auto", where: Mapping[str, str] | None = None
+) -> Iterator[tuple[str, Mapping[str, object]]]:
+    """Read columns of every table that `pattern` matches, in sorted order; unlike a corpus, a table has no bad rows.
+
+    Args:
+        pattern: A file or a glob.
+        columns: Those that a row is read for; rows may hold more.
+        format: As in `FileSource`.
+        where: Keep only rows whose column has this value.
+
+    Yields:
+        Where the row is, as "file, line 3", and its values by column.
+
+    Raises:
+        InputError: no file matches; a file cannot be read, is empty, lacks a column or has a malformed row.
+    """
+    where = where or {}
+    for path in _matching_files(pattern):
+        for row in _passing_rows(path, format, list(dict.fromkeys([*columns, *where])), where):
+            if isinstance(row, Rejected):
+                raise InputError(f"{path}, line {row.line_number}: {row.reason}. Mend or remove the row.")
+            yield f"{path}, line {row[0]}", row[1]
+
+
 def read_moses(source: MosesSource) -> Iterator[Record | Rejected]:
     """Read two line-aligned files, from an OPUS .zip or by their common prefix.
 
@@ -124,24 +149,30 @@ def _read_file(path: Path, source: FileSource) -> Iterator[Record | Rejected]:
     name = str(path)
     optional = (source.translation, source.language_column, source.translation_language_column)
     wanted = list(dict.fromkeys([source.text, *(column for column in optional if column), *source.where]))
-    where = list(source.where.items())
-    empty = True
-    for row in _READERS[_format_of(path) if source.format == "auto" else source.format](path, wanted):
-        empty = False
+    for row in _passing_rows(path, source.format, wanted, source.where):
         if isinstance(row, Rejected):
             yield row
             continue
         number, values = row
-        if where and any(str(values[column]) != value for column, value in where):
-            continue
         translation = None
         if source.translation:
             code = _language(values, source.translation_language, source.translation_language_column)
             translation = (values[source.translation], code)
         language = _language(values, source.language, source.language_column)
         yield to_record(name, number, values[source.text], language, translation)
+
+
+def _passing_rows(path: Path, format: str, wanted: list[str], where: Mapping[str, str]) -> Iterator[Row | Rejected]:
+    """The rows of a file that pass `where`, and those that cannot be read."""
+    conditions = list(where.items())
+    empty = True
+    for row in _READERS[_format_of(path) if format == "auto" else format](path, wanted):
+        empty = False
+        if not isinstance(row, Rejected) and any(str(row[1][column]) != value for column, value in conditions):
+            continue
+        yield row
     if empty:
-        raise InputError(f"{name} is empty. Columns wanted: {', '.join(map(repr, wanted))}.")
+        raise InputError(f"{path} is empty. Columns wanted: {', '.join(map(repr, wanted))}.")
 
 
 def _language(values: Mapping[str, object], code: str | None, column: str | None) -> object:
