@@ -88,7 +88,7 @@ def histogram(counts: Mapping[str, Sequence[float]]) -> str:
         axes.set_xlabel("cosine to the teacher's vector")
         axes.set_ylabel("% of sentences")
         axes.legend(loc="upper center")
-        return _inline_svg(figure, "histogram", "Distribution of the cosine to the teacher and of both baselines")
+        return inline_svg(figure, "histogram", "Distribution of the cosine to the teacher and of both baselines")
 
 
 def slice_bars(kind: str, slices: Mapping[str, Mapping[str, float]]) -> str:
@@ -107,7 +107,7 @@ def slice_bars(kind: str, slices: Mapping[str, Mapping[str, float]]) -> str:
         axes.set_yticks(rows, [f"{name}  ({slices[name]['n']:,})" for name in names])
         axes.set_ylim(len(names) - 0.5, -0.5)
         axes.set_xlim(min(0.0, *(slices[name][key] for name in names for key in ("cosine_mean", "skill"))), 1.0)
-        return _inline_svg(figure, f"slices-{kind}", f"Mean cosine and skill by {kind}")
+        return inline_svg(figure, f"slices-{kind}", f"Mean cosine and skill by {kind}")
 
 
 def latency(engines: Mapping[str, Sequence[Mapping[str, float]]]) -> str:
@@ -122,7 +122,7 @@ def latency(engines: Mapping[str, Sequence[Mapping[str, float]]]) -> str:
         _batch_axis(axes, engines)
         axes.set_ylabel("median latency, ms")
         axes.legend(loc="upper left")
-        return _inline_svg(figure, "latency", "Median latency by batch size")
+        return inline_svg(figure, "latency", "Median latency by batch size")
 
 
 def speedups(engines: Mapping[str, Sequence[Mapping[str, Any]]]) -> str:
@@ -144,7 +144,7 @@ def speedups(engines: Mapping[str, Sequence[Mapping[str, Any]]]) -> str:
         axes.set_ylim(bottom=0)
         axes.set_ylabel("times the teacher's speed in ONNX Runtime")
         axes.legend(loc="best")
-        return _inline_svg(figure, "speedup", "Speed-up over the teacher in ONNX Runtime by batch size")
+        return inline_svg(figure, "speedup", "Speed-up over the teacher in ONNX Runtime by batch size")
 
 
 def sizes(size_bytes: Mapping[str, int | None]) -> str:
@@ -160,7 +160,7 @@ def sizes(size_bytes: Mapping[str, int | None]) -> str:
         axes.set_xlim(0, largest)
         axes.invert_yaxis()
         axes.set_axis_off()
-        return _inline_svg(figure, "size", "Size on disk")
+        return inline_svg(figure, "size", "Size on disk")
 
 
 def losses(log: Sequence[Mapping[str, float]]) -> str:
@@ -179,7 +179,7 @@ def losses(log: Sequence[Mapping[str, float]]) -> str:
         axes.set_xlabel("step")
         axes.set_ylabel("loss")
         axes.legend(loc="best")
-        return _inline_svg(figure, "loss", "Loss by training step")
+        return inline_svg(figure, "loss", "Loss by training step")
 
 
 def held_out_fidelity(log: Sequence[Mapping[str, float]]) -> str:
@@ -191,7 +191,7 @@ def held_out_fidelity(log: Sequence[Mapping[str, float]]) -> str:
         axes.set_xlabel("step")
         axes.set_ylabel("dev split")
         axes.legend(loc="best")
-        return _inline_svg(figure, "held-out", "Held-out fidelity by training step")
+        return inline_svg(figure, "held-out", "Held-out fidelity by training step")
 
 
 def routers(log: Sequence[Mapping[str, float]]) -> str:
@@ -216,7 +216,7 @@ def routers(log: Sequence[Mapping[str, float]]) -> str:
         axes.set_ylabel("share of the tokens")
         axes.set_ylim(bottom=0)
         axes.legend(loc="best")
-        return _inline_svg(figure, "routers", "Load of the experts by training step")
+        return inline_svg(figure, "routers", "Load of the experts by training step")
 
 
 def style() -> AbstractContextManager[None]:
@@ -290,7 +290,7 @@ def _plain_log_ticks(axes: Axes) -> None:
     axes.yaxis.set_minor_formatter(NullFormatter())
 
 
-def _inline_svg(figure: Figure, name: str, label: str) -> str:
+def inline_svg(figure: Figure, name: str, label: str) -> str:
     """The figure as an `<svg>` element: ids begin with `name`, colours are the page's, no prolog and no metadata."""
     from markupsafe import escape
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -18,9 +19,14 @@ from distillabse.export.bundle import replace_in_bundle
 from distillabse.layout import RunFolder
 from distillabse.settings import config_hash, load_config
 from distillabse.storage import new_folder, read_json, write_json
+from distillabse.tasks.plots import task_figures
+from distillabse.tasks.run import exported
+from distillabse.tasks.views import MEASURES
 
 if TYPE_CHECKING:
     from rich.table import Table
+
+logger = logging.getLogger(__name__)
 
 FIDELITY_KEYS = (
     "n", "cosine_mean", "cosine_p01", "cosine_p05", "ci95", "constant_baseline", "shuffled_baseline", "skill",
@@ -105,6 +111,7 @@ def collect(run: RunFolder) -> dict[str, Any]:
             "threads": bench.get("threads"),
             "device": bench.get("device"),
         },
+        "tasks": _task_scores(run),
         "training": _if_present(run.training_history),
         "corpus": _if_present(run.corpus_counts),
         "vocabulary": _if_present(run.vocabulary_counts),
@@ -138,7 +145,10 @@ def verdict(report: dict[str, Any]) -> str:
 def render_page(report: dict[str, Any]) -> str:
     """The HTML page: one file that loads nothing, for screens light and dark and for paper."""
     failed = [gate for gate in report["gates"] if not gate["passed"]]
-    return render("report.html.j2", report=report, headline=report["headline"], figures=figures(report), failed=failed)
+    drawn = {**figures(report), **(task_figures(report["tasks"]["tasks"]) if report["tasks"] else {})}
+    return render(
+        "report.html.j2", report=report, headline=report["headline"], figures=drawn, failed=failed, measures=MEASURES
+    )
 
 
 def summary_table(report: dict[str, Any]) -> Table:
@@ -195,6 +205,15 @@ def _product_of(stage: str, path: Path) -> Any:
 
 def _if_present(path: Path) -> Any:
     return read_json(path) if path.exists() else None
+
+
+def _task_scores(run: RunFolder) -> Any:
+    """What `bench --tasks` measured, unless that was another student than the one in the bundle."""
+    found = _if_present(run.task_scores)
+    if found is not None and found["export"] != exported(run):
+        logger.warning("%s is of an earlier student and left out. Run `distillabse bench --tasks` again.", run.tasks)
+        return None
+    return found
 
 
 def _shape(run: RunFolder, job: JobConfig) -> dict[str, Any]:

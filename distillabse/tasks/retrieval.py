@@ -133,7 +133,8 @@ def ratio_margins(cosines: NDArray[np.float32], neighbours: int) -> NDArray[np.f
         return mean
 
     denominator = (mean_of_nearest(1) + mean_of_nearest(0)) / 2
-    return cosines / np.maximum(denominator, np.float32(_LEAST_DENOMINATOR))
+    margins: NDArray[np.float32] = (cosines / np.maximum(denominator, _LEAST_DENOMINATOR)).astype(np.float32)
+    return margins
 
 
 def load_retrieval(task: RetrievalTask, seed: int) -> Retrieval:
