@@ -91,9 +91,47 @@ def test_encode_from_a_file_to_npy_and_jsonl(job, monkeypatch, tmp_path, capsys)
     np.testing.assert_allclose([row["vector"] for row in rows], vectors, atol=1e-6)
 
 
+def test_bench_tasks_puts_teacher_student_and_others_side_by_side(job, monkeypatch, capsys):
+    run = run_folder(job)
+    words = ["the dog", "my old house", "a blue tree", "she will read", "the night train", "good water"]
+    rows = [f"{code}\t{number}\t{word} {end}" for code, end in (("eng", "now"), ("deu", "here"))
+            for number, word in enumerate(words)]  # fmt: skip
+    (job.parent / "lines.tsv").write_text("\n".join(["lang\tline\ttext", *rows]) + "\n")
+    lines = {"path": str(job.parent / "lines.tsv"), "id": "line", "language_column": "lang"}
+    suite = job.parent / "suite.yaml"
+    suite.write_text(yaml.safe_dump({"tasks": [{"kind": "retrieval", "name": "lines", "aligned": lines}]}))
+    measured = (run / "bench" / "bench.json").read_text()
+    against = f"fp32={run / 'bundle' / 'onnx' / 'model.onnx'}"
+    options = ["--tasks", "--against", against, "--only", "lines"]
+    assert call("bench", job, f"tasks.suite={suite}", *options, monkeypatch=monkeypatch) == 0
+    printed = capsys.readouterr().out
+    assert "lines: accuracy" in printed and "tasks.json" in printed.replace("\n", "")
+    assert (run / "bench" / "bench.json").read_text() == measured
+    scores = json.loads((run / "tasks" / "tasks.json").read_text())
+    assert list(scores["encoders"]) == ["teacher", "student", "fp32", "random"]
+    assert scores["encoders"]["teacher"]["texts"] == 12
+    found = {name: measures["accuracy"] for name, measures in scores["tasks"]["lines"]["encoders"].items()}
+    teacher = found["teacher"]["languages"]["de"]
+    assert teacher["n"] == 6 and teacher["ci95"][0] <= teacher["value"] <= teacher["ci95"][1]
+    assert teacher["value"] > found["random"]["mean"]["value"] + 0.2
+    assert scores["places"]["student"] == str(run / "bundle")
+    assert call("report", job, monkeypatch=monkeypatch) == 0
+    page = (run / "report" / "report.html").read_text()
+    assert ("<h2>Tasks</h2>" in page and "lines: accuracy by language" in page) or "task-lines" in page
+    assert call("export", job, monkeypatch=monkeypatch) == 0  # another student: its scores are not known
+    assert call("report", job, monkeypatch=monkeypatch) == 0
+    assert "<h2>Tasks</h2>" not in (run / "report" / "report.html").read_text()
+
+
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
+        (["bench", "quickstart", "--only", "x"], "belong to --tasks"),
+        (["bench", "quickstart", "output=/tmp/distillabse-nothing-here", "--tasks"], "tasks.suite=evaluation-data"),
+        (
+            ["bench", "quickstart", "output=/tmp/distillabse-nothing-here", "--tasks", "--against", "teacher=x"],
+            "choose another",
+        ),
         (["run", "nowhere.yaml"], "neither a file nor a shipped configuration"),
         (["validate", "quickstart", "techer.model=x"], "did you mean 'teacher'"),
         (["validate", "quickstart", "training.lr_scheduler_type=nope"], "training:"),

@@ -128,9 +128,7 @@ def test_a_student_of_more_languages_finds_the_teachers_english():
     assert value(result, "pairs", "student", "teacher_cosine_other") == pytest.approx(1, abs=1e-5)
     assert value(result, "pairs", "student", "teacher_cosine_pivot") == pytest.approx(1, abs=1e-5)
     assert value(result, "pairs", "teacher", "accuracy") < 0.05
-    assert value(result, "pairs", "teacher", "mixed_accuracy") == value(
-        result, "pairs", "teacher", "accuracy_to_pivot"
-    )
+    assert value(result, "pairs", "teacher", "mixed_accuracy") == value(result, "pairs", "teacher", "accuracy_to_pivot")
     assert abs(value(result, "pairs", "teacher", "teacher_cosine_other")) < 0.05
     assert "mixed_accuracy" not in result["tasks"]["pairs"]["encoders"]["narrow"]
 
