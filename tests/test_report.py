@@ -284,6 +284,48 @@ def test_random_weights_are_announced(tmp_path):
     assert notice in model_card(run, report)
 
 
+def task_scores(export):
+    def score(value):
+        return {"value": value, "ci95": [value - 0.0111, value + 0.0222], "n": 100}
+
+    def measures(value):
+        return {"accuracy": {"languages": {"de": score(value), "sw": score(value / 2)}, "mean": score(0.75 * value)}}
+
+    return {
+        "encoders": {name: {"dimension": 4} for name in ("teacher", "student", "small")},
+        "export": export,
+        "tasks": {
+            "tatoeba": {
+                "kind": "retrieval",
+                "headline": "accuracy",
+                "encoders": {"teacher": measures(0.8), "student": measures(0.6) | {"mixed_accuracy": {
+                    "languages": {"de": score(0.4321)}, "mean": score(0.4321)}}, "small": measures(0.4)},
+            }
+        },
+    }  # fmt: skip
+
+
+def test_tasks_are_a_table_of_means_and_a_figure_by_language(tmp_path):
+    html = render_page(collect(run_folder(tmp_path, task_scores=task_scores(None))))
+    page = Page(html)
+    assert re.findall("<h2>(.*?)</h2>", html) == [*SECTIONS[:2], "Tasks", *SECTIONS[2:]]
+    assert len(page.ids) == len(set(page.ids))
+    section = html[html.index("<h2>Tasks</h2>") : html.index("<h2>Speed</h2>")].replace("\N{EN DASH}", "-")
+    rows = [re.findall(r">([^<>]+)</(?:t[hd]|span)>", row) for row in re.findall("<tr>.*</tr>", section)]
+    assert rows[0] == ["Task", "Measure", "Languages", "teacher", "student", "small"]
+    assert rows[1] == ["tatoeba", "accuracy", "2", "0.589-0.622", "0.439-0.472", "0.289-0.322"]
+    assert rows[2] == ["accuracy beside the teacher", "1", "-", "0.421-0.454", "-"]
+    assert re.findall(r">(0\.\d+) <span", section) == ["0.600", "0.450", "0.300", "0.432"]
+    figure = html[html.index('aria-label="tatoeba: accuracy by language"') :]
+    assert {"de", "sw", "teacher", "student", "small"} <= set(re.findall(r"<text[^>]*>([^<]+)</text>", figure))
+    assert not re.findall(r"(?:fill|stroke): #", html)
+
+
+def test_tasks_of_an_earlier_student_are_left_out(tmp_path, caplog):
+    assert collect(run_folder(tmp_path, task_scores=task_scores("yesterday")))["tasks"] is None
+    assert "earlier student" in caplog.text
+
+
 def test_what_is_absent_leaves_its_section_out(tmp_path):
     verify, bench = copy.deepcopy(VERIFY), copy.deepcopy(BENCH)
     del verify["fidelity"]["onnx-int8"], bench["latency"]["onnx-int8"], bench["size_bytes"]["int8"]
