@@ -40,7 +40,7 @@ class Probe:
     name: str
     train: Sequence[Labelled]
     test: Mapping[str, Sequence[Labelled]]
-    regularisation: float = 0.1
+    regularisation: float = 0.01
     kind: ClassVar[str] = "probe"
     headline: ClassVar[str] = "accuracy"
 
