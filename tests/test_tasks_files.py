@@ -3,20 +3,22 @@
 from __future__ import annotations
 
 import gzip
+import sys
 
 import numpy as np
 import pytest
 import yaml
-from tiny import tiny_encoder
+from tiny import tiny_encoder, tiny_job
 
-from distillabse.config import LabelledTable, ProbeTask, RetrievalTask, SimilarityTask, TasksConfig
+from distillabse.config import JobConfig, LabelledTable, ProbeTask, RetrievalTask, SimilarityTask, TasksConfig
 from distillabse.errors import ConfigurationError, InputError
+from distillabse.layout import RunFolder
 from distillabse.settings import load_suite, shipped_suites
-from distillabse.tasks.encoders import is_static, open_encoder
+from distillabse.tasks.encoders import distil_static, is_static, open_encoder
 from distillabse.tasks.languages import iso_639_1, labels, select
 from distillabse.tasks.probe import load_probe
 from distillabse.tasks.retrieval import load_retrieval
-from distillabse.tasks.run import load_tasks, named_places
+from distillabse.tasks.run import load_tasks, named_places, static_floor
 from distillabse.tasks.similarity import ScoredPair, load_similarity
 
 
@@ -232,3 +234,25 @@ def test_a_static_encoder_is_opened_without_model2vec(tmp_path):
     SentenceTransformer(modules=[StaticEmbedding(tokenizer, embedding_weights=weights)], device="cpu").save(str(folder))
     assert is_static(folder)
     np.testing.assert_allclose(open_encoder(str(folder)).encode(["dog cat", "cat"]), [[0.5, 0.5], [0, 1]])
+
+
+def test_the_static_floor_is_distilled_once_for_a_teacher(tmp_path, caplog):
+    pytest.importorskip("model2vec", reason="pip install 'distillabse[floor]'")
+    folder = tiny_encoder(tmp_path / "teacher")
+    values = tiny_job(tmp_path, "floor", teacher={"model": str(folder)})
+    job, run = JobConfig.model_validate(values), RunFolder(tmp_path / "run")
+    caplog.set_level("INFO")
+    vectors = static_floor(job, run).encode(["the dog and the cat", "the cat and the dog", "morning"])
+    assert vectors.shape[0] == 3
+    np.testing.assert_allclose(vectors[0], vectors[1], atol=1e-5)  # the order of tokens does not count
+    assert not np.allclose(vectors[0], vectors[2], atol=0.1)
+    static_floor(job, run)
+    assert caplog.text.count("Distilling the static floor") == 1
+    static_floor(job.model_copy(update={"teacher": job.teacher.model_copy(update={"max_length": 32})}), run)
+    assert caplog.text.count("Distilling the static floor") == 2
+
+
+def test_a_static_floor_without_model2vec_says_what_to_install(tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "model2vec.distill", None)
+    with pytest.raises(ConfigurationError, match=r"pip install 'distillabse\[floor\]'"):
+        distil_static(None, tmp_path)

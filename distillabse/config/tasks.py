@@ -91,7 +91,7 @@ class ProbeTask(_Task):
     kind: Literal["probe"] = "probe"
     train: LabelledTable
     test: LabelledTable
-    regularisation: float = Field(0.01, gt=0, description="C of scikit-learn's LogisticRegression; smaller is stronger.")
+    regularisation: float = Field(0.01, gt=0, description="C of scikit-learn's LogisticRegression: small is strong.")
 
 
 Task = Annotated[RetrievalTask | SimilarityTask | ProbeTask, Field(discriminator="kind")]

@@ -7,7 +7,7 @@ import logging
 import time
 from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any, Literal, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -131,12 +131,13 @@ def _unit(vectors: Vectors) -> Vectors:
     return rows
 
 
-def open_encoder(place: str) -> TextEncoder:
+def open_encoder(place: str, device: Literal["cpu", "cuda"] = "cpu") -> TextEncoder:
     """Open a bundle, one of its graphs, or anything that sentence-transformers loads.
 
     Args:
         place: A bundle's folder (its INT8 graph where it has one), an .onnx file in a bundle, a folder of
             sentence-transformers, static ones of model2vec too, a hub id, or "packaged:all-MiniLM-L6-v2".
+        device: Where it runs; static encoders always on the CPU.
 
     Raises:
         InputError: it cannot be loaded.
@@ -146,13 +147,13 @@ def open_encoder(place: str) -> TextEncoder:
     path = Path(place)
     if path.suffix == ".onnx":
         bundle = path.parent.parent
-        return Encoder(bundle, file=str(path.relative_to(bundle)))
+        return Encoder(bundle, file=str(path.relative_to(bundle)), device=device)
     if (path / layout.ONNX_FP32).is_file():
-        return Encoder(path)
+        return Encoder(path, device=device)
     if is_static(path):
         encoder: TextEncoder = load_static(path)
     else:
-        encoder = load_encoder(resolve_model(place))
+        encoder = load_encoder(resolve_model(place), device=device)
     return encoder
 
 

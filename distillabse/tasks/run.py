@@ -14,9 +14,10 @@ from distillabse import layout
 from distillabse.config import JobConfig, ProbeTask, RetrievalTask, SimilarityTask, TasksConfig
 from distillabse.environment import describe_environment
 from distillabse.errors import ConfigurationError, InputError
+from distillabse.export.bundle import int8_file
 from distillabse.layout import RunFolder
 from distillabse.settings import load_suite
-from distillabse.storage import new_folder, read_json, write_json
+from distillabse.storage import new_folder, read_json, remove_leftovers, write_json
 from distillabse.tasks.base import Task
 from distillabse.tasks.encoders import (
     RandomVectors,
@@ -141,7 +142,8 @@ def bench_tasks(
 ) -> dict[str, Any]:
     """Measure the job's teacher and its student, baselines and others, and write `run.task_scores`.
 
-    The student is the bundle's default graph, or before the export the trained student; before that it is left out.
+    The student is the bundle's INT8 graph, or fp32 where there is no INT8 or the job's `bench.device` is a GPU; before
+    the export it is the trained student, and before that it is left out.
 
     Args:
         config: The job.
@@ -163,17 +165,18 @@ def bench_tasks(
     if taken := sorted(set(against) & {TEACHER, STUDENT, RANDOM, STATIC}):
         raise ConfigurationError(f"--against {taken[0]}=...: this name has a meaning of its own; choose another.")
     tasks = load_tasks(config.tasks, config.seed, only)
-    teacher = load_teacher(config.teacher)
+    device = config.bench.device
+    teacher = load_teacher(config.teacher, device)
     encoders: dict[str, TextEncoder] = {TEACHER: teacher}
     places = {TEACHER: config.teacher.model}
     projection = None
-    if (student := student_folder(run)) is not None:
-        encoders[STUDENT], places[STUDENT] = open_encoder(str(student)), str(student)
-        projection = load_reduction(student)
+    if (student := student_of(config, run)) is not None:
+        encoders[STUDENT], places[STUDENT] = open_encoder(str(student), device), str(student)
+        projection = load_reduction(run.bundle if run.bundle in student.parents else student)
     else:
         logger.warning("%s holds neither a bundle nor a trained student: the teacher is measured alone", run.root)
     for name, place in against.items():
-        encoders[name], places[name] = open_encoder(place), place
+        encoders[name], places[name] = open_encoder(place, device), place
     if STATIC in config.tasks.baselines:
         encoders[STATIC], places[STATIC] = static_floor(config, run), str(run.static_floor)
     if RANDOM in config.tasks.baselines:
@@ -192,6 +195,7 @@ def bench_tasks(
         export=exported(run),
         environment=describe_environment(),
     )
+    remove_leftovers(run.tasks)
     with new_folder(run.tasks) as folder:
         write_json(folder / run.task_scores.name, result)
     run.stamp("report").unlink(missing_ok=True)  # the next `run` writes the report again
@@ -215,10 +219,11 @@ def named_places(given: Sequence[str]) -> dict[str, str]:
     return places
 
 
-def student_folder(run: RunFolder) -> Path | None:
-    """Where the student is: the bundle, else the trained student, else None."""
+def student_of(config: JobConfig, run: RunFolder) -> Path | None:
+    """The bundle's graph that is served on the job's device, else the trained student's folder, else None."""
     if (run.bundle / layout.PROVENANCE).is_file():
-        return run.bundle
+        served = config.export.int8.enabled and config.bench.device == "cpu"
+        return run.bundle / (int8_file(config.export.int8) if served else layout.ONNX_FP32)
     return run.student if (run.student / layout.MODULES).is_file() else None
 
 
@@ -239,6 +244,7 @@ def static_floor(config: JobConfig, run: RunFolder) -> SentenceTransformer:
     record = run.static_floor / layout.STATIC_RECORD
     made_from = config.teacher.model_dump(mode="json")
     if not (record.is_file() and read_json(record) == made_from):
+        remove_leftovers(run.static_floor)
         with new_folder(run.static_floor) as folder:
             distil_static(load_teacher(config.teacher), folder)
             write_json(folder / record.name, made_from)
