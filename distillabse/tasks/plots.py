@@ -6,14 +6,14 @@ from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
 from distillabse.evaluation.plots import PALETTE, inline_svg, style, subplot
-from distillabse.tasks.run import STUDENT, TEACHER
+from distillabse.tasks.run import RANDOM, STUDENT, TEACHER
 from distillabse.tasks.views import MEASURES, languages_of
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
 _COLOURS = [PALETTE[name] for name in ("amber", "teal", "violet", "rose")]
-_KNOWN = {STUDENT: PALETTE["blue"], TEACHER: PALETTE["slate"], "random": PALETTE["muted"]}
+_KNOWN = {STUDENT: PALETTE["blue"], TEACHER: PALETTE["slate"], RANDOM: PALETTE["muted"]}
 
 
 def task_figures(tasks: Mapping[str, Any]) -> dict[str, str]:
@@ -34,7 +34,7 @@ def shown(tasks: Mapping[str, Any]) -> Iterator[tuple[str, str, Any]]:
 
 
 def language_bars(name: str, measure: str, encoders: Mapping[str, Any]) -> str:
-    """By language: the student as bars with 95 % intervals, and every other encoder as marks; all bars without one."""
+    """By language: the student, or else the first encoder, as bars with 95 % intervals, and the others as marks."""
     languages = list(languages_of(measure, encoders))
     first = STUDENT if STUDENT in encoders else next(iter(encoders))
     colours = iter(_COLOURS * len(encoders))
@@ -49,7 +49,7 @@ def language_bars(name: str, measure: str, encoders: Mapping[str, Any]) -> str:
                 axes.barh(rows, values, height=0.6, color=colour, alpha=0.3, label=encoder)
                 _intervals(axes, rows, [scores[languages[row]]["ci95"] for row in rows], colour)
             else:
-                axes.plot(values, rows, "D", color=colour, label=encoder)
+                axes.plot(values, rows, "x" if encoder == RANDOM else "D", color=colour, label=encoder)
         axes.set_yticks(range(len(languages)), languages)
         axes.set_ylim(len(languages) - 0.5, -0.5)
         axes.set_xlim(left=min(0.0, axes.get_xlim()[0]), right=1.0)
