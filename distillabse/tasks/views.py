@@ -52,17 +52,17 @@ def languages_of(measure: str, encoders: Mapping[str, Any]) -> dict[str, int]:
 
 
 def interval_text(score: Mapping[str, Any] | None) -> str:
-    """The value, and how far its interval goes below and above it."""
+    """The value and its interval."""
     if score is None:
         return MISSING
     low, high = score["ci95"]
-    return f"{score['value']:.3f} {score['value'] - low:.3f}/{high - score['value']:.3f}"
+    return f"{score['value']:.3f} {low:.3f}..{high:.3f}"
 
 
 def _table(name: str, measure: str, encoders: Mapping[str, Any]) -> Table:
     table = figures_table(
         f"{name}: {MEASURES[measure]}",
-        "Value, and how far its 95 % interval goes below/above it.",
+        "Value and 95 % interval.",
         ["language"],
         ["rows", *encoders],
     )
