@@ -27,6 +27,7 @@ if TYPE_CHECKING:
 
 RESULT = Path(__file__).parent / "results" / "mmkd_levels.json"
 LANGUAGES = ["de", "fr", "es", "it", "pt", "nl", "sv"]
+RETRIEVED = LANGUAGES[:-1]  # LASER's selection of Tatoeba has no Swedish
 PAIRS, STEPS, BATCH = 60_000, 400, 64
 SENTENCE: dict[str, Any] = {"kind": "multilingual"}
 TOKEN: dict[str, Any] = {"kind": "token_level", "weight": 1.0}
@@ -121,7 +122,7 @@ class Bench:
             "tasks": {
                 "tasks": [
                     {
-                        "kind": "retrieval", "name": "tatoeba", "languages": LANGUAGES, "margin": False,
+                        "kind": "retrieval", "name": "tatoeba", "languages": RETRIEVED, "margin": False,
                         "pairs": {
                             "kind": "files", "path": str(evaluation / "tatoeba_test.tsv.gz"), "text": "src",
                             "language_column": "lang", "translation": "eng", "translation_language": "en",
@@ -220,11 +221,8 @@ class Bench:
             "massive": massive["accuracy"]["mean"]["value"],
             "cosine": tatoeba["teacher_cosine_other"]["mean"]["value"],
             "languages": {
-                language: {
-                    "tatoeba": tatoeba["accuracy"]["languages"][language],
-                    "massive": massive["accuracy"]["languages"][language],
-                }
-                for language in LANGUAGES
+                "tatoeba": tatoeba["accuracy"]["languages"],
+                "massive": massive["accuracy"]["languages"],
             },
         }
 
