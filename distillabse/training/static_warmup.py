@@ -51,41 +51,65 @@ def warm_up_table(
 ) -> list[float]:
     """Train the student's embedding table alone to give the teacher's vectors, and let its layers start with it.
 
-    The loss is the squared distance of unit vectors. The table keeps its own, larger spread: a layer normalisation
-    follows, and the same learning rate then changes it less. The layers begin as hardly more than a residual
-    connection: a tenth of what they would add.
+    The table keeps its own, larger spread: a layer normalisation follows, and the same learning rate then changes it
+    less. The layers begin as hardly more than a residual connection: a tenth of what they would add.
 
     Args:
         student: changed in place.
-        sentences: what it will learn from; a translation learns the vector of its source.
-        cache: the teacher's vectors of them.
-        config: how long.
-        seed: of the start, the order, and the choice of sentences; every process gets the same.
-        device: where to train.
+        sentences, cache, config, seed, device: as for `train_static_model`.
 
     Returns:
         The mean loss of each epoch.
     """
     model = transformer_of(student)
     weight = model.get_input_embeddings().weight
+    static, losses = train_static_model(weight.shape[0], weight.shape[1], sentences, cache, config, seed, device)
+    with torch.no_grad():
+        weight.copy_(static.table.weight)
+        for layer in encoder_layers(model):
+            for output in (layer.attention.output.dense, layer.output.dense):
+                output.weight.mul_(0.1)
+    return losses
+
+
+def train_static_model(
+    rows: int,
+    width: int,
+    sentences: TokenisedSentences | TranslationPairs,
+    cache: TeacherCache,
+    config: StaticWarmupConfig,
+    seed: int,
+    device: torch.device,
+) -> tuple[StaticModel, list[float]]:
+    """Train a table of this size as a static model; the loss is the squared distance of unit vectors.
+
+    Args:
+        rows, width: of the table.
+        sentences: what to learn from; a translation learns the vector of its source.
+        cache: the teacher's vectors of them.
+        config: how long.
+        seed: of the start, the order, and the choice of sentences; every process gets the same.
+        device: where to train.
+
+    Returns:
+        The model, and the mean loss of each epoch.
+    """
     random = np.random.default_rng(seed)
     texts, targets = _examples(sentences, config.max_sentences, random)
     vectors = torch.from_numpy(np.array(cache.sentence[: int(targets.max()) + 1]))
     with torch.random.fork_rng():
         torch.manual_seed(seed)
-        static = StaticModel(weight.shape[0], weight.shape[1], vectors.shape[1]).to(device)
+        static = StaticModel(rows, width, vectors.shape[1]).to(device)
     optimizer = torch.optim.Adam(static.parameters(), lr=config.learning_rate, fused=True)
     batches = max(1, len(targets) // config.batch_size)
     schedule = torch.optim.lr_scheduler.LinearLR(optimizer, 1.0, 0.0, config.epochs * batches)
     losses = []
     for epoch in range(config.epochs):
-        order = random.permutation(len(targets))
         total = torch.zeros((), device=device)
-        for rows in track(
-            np.array_split(order, batches), description=f"Static start, epoch {epoch + 1}", transient=True
-        ):
-            ids, starts = texts.gather(rows)
-            target = nn.functional.normalize(vectors[torch.from_numpy(targets[rows])].to(device).float(), dim=-1)
+        parts = np.array_split(random.permutation(len(targets)), batches)
+        for chosen in track(parts, description=f"Static start, epoch {epoch + 1}", transient=True):
+            ids, starts = texts.gather(chosen)
+            target = nn.functional.normalize(vectors[torch.from_numpy(targets[chosen])].to(device).float(), dim=-1)
             loss = (static(ids.to(device), starts.to(device)) - target).square().sum(dim=-1).mean()
             optimizer.zero_grad()
             loss.backward()
@@ -94,12 +118,7 @@ def warm_up_table(
             total += loss.detach()
         losses.append(float(total) / batches)
         logger.info("Static start, epoch %d of %d: loss %.4f", epoch + 1, config.epochs, losses[-1])
-    with torch.no_grad():
-        weight.copy_(static.table.weight)
-        for layer in encoder_layers(model):
-            for output in (layer.attention.output.dense, layer.output.dense):
-                output.weight.mul_(0.1)
-    return losses
+    return static, losses
 
 
 class _Texts:
