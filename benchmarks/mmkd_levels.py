@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 RESULT = Path(__file__).parent / "results" / "mmkd_levels.json"
 LANGUAGES = ["de", "fr", "es", "it", "pt", "nl", "sv"]
 RETRIEVED = LANGUAGES[:-1]  # LASER's selection of Tatoeba has no Swedish
-PAIRS, STEPS, BATCH = 60_000, 400, 64
+PAIRS, STEPS, BATCH = 60_000, 250, 64
 SENTENCE: dict[str, Any] = {"kind": "multilingual"}
 TOKEN: dict[str, Any] = {"kind": "token_level", "weight": 1.0}
 WORD: dict[str, Any] = {"kind": "word_level", "weight": 0.1}
@@ -122,14 +122,14 @@ class Bench:
             "tasks": {
                 "tasks": [
                     {
-                        "kind": "retrieval", "name": "tatoeba", "languages": RETRIEVED, "margin": False,
+                        "kind": "retrieval", "name": "tatoeba", "languages": RETRIEVED, "margin": False, "max_pairs": 500,
                         "pairs": {
                             "kind": "files", "path": str(evaluation / "tatoeba_test.tsv.gz"), "text": "src",
                             "language_column": "lang", "translation": "eng", "translation_language": "en",
                         },
                     },
                     {
-                        "kind": "probe", "name": "massive", "languages": LANGUAGES,
+                        "kind": "probe", "name": "massive", "languages": LANGUAGES, "max_pairs": 500,
                         "train": {
                             "path": str(evaluation / "massive_probe_train_en.tsv.gz"), "label": "intent",
                             "language": "en",
