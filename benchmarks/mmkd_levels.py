@@ -122,7 +122,8 @@ class Bench:
             "tasks": {
                 "tasks": [
                     {
-                        "kind": "retrieval", "name": "tatoeba", "languages": RETRIEVED, "margin": False, "max_pairs": 500,
+                        "kind": "retrieval", "name": "tatoeba", "languages": RETRIEVED, "margin": False,
+                        "max_pairs": 500,
                         "pairs": {
                             "kind": "files", "path": str(evaluation / "tatoeba_test.tsv.gz"), "text": "src",
                             "language_column": "lang", "translation": "eng", "translation_language": "en",
