@@ -8,13 +8,15 @@ import torch
 from tiny import JOB_WORDS, tiny_encoder
 
 from distillabse.config import DenseStudentConfig, JobConfig, MultilingualObjective, StaticWarmupConfig, TeacherConfig
-from distillabse.corpus.records import Record, Sentence, known_texts, sentences
+from distillabse.corpus.records import Record, Sentence, known_texts, read_records, sentences
 from distillabse.errors import ConfigurationError, InputError
+from distillabse.evaluation.sets import texts_for_speed
 from distillabse.models.student import build_student
 from distillabse.models.teacher import load_base, load_teacher, training_teacher, transformer_of
 from distillabse.models.tokens import tokenise
 from distillabse.pipeline import run_job
 from distillabse.settings import training_arguments, validate
+from distillabse.storage import read_json
 from distillabse.training.cache import cache_identity, teacher_cache
 from distillabse.training.distillation import distill, held_out_fidelity
 from distillabse.training.distiller import Distiller
@@ -338,19 +340,17 @@ def test_a_job_on_pairs_runs_to_its_bundle(encoder_folder, tmp_path):
     student = load_teacher(TeacherConfig(model=str(run.student)))
     assert student.tokenizer.unk_token_id not in tokenise(student, [translated("the dog")])[0]
     assert np.allclose(np.linalg.norm(student.encode(["the dog"])), 1, atol=1e-5)
+    # Speed is measured on what both can read.
+    assert texts_for_speed(config, run) == [s.text for s in _test_set(run) if s.language == "en"]
     # Held-out translations are compared with the teacher's vectors of their sources.
     teacher = training_teacher(config, run)
     chosen = [sentence for sentence in _test_set(run) if sentence.language == "ka"]
     cosines = (teacher.encode([s.source.text for s in chosen]) * student.encode([s.text for s in chosen])).sum(1)
-    from distillabse.storage import read_json
-
     measured = read_json(run.verification)["fidelity"]["torch"]["test"]["slices"]["language"]["ka"]["cosine_mean"]
     assert measured == pytest.approx(float(cosines.mean()), abs=1e-4)
 
 
 def _test_set(run):
-    from distillabse.corpus.records import read_records
-
     return sentences(read_records(run.split("test")))
 
 
@@ -373,6 +373,10 @@ def _test_set(run):
         ({"static_warmup": {}}, "static_warmup: it reads the teacher's vectors"),
         ({"assistant": {"student": {"layers": 2}, "objectives": [{"kind": "cosine"}]}}, "assistant: none can stand"),
         ({"objectives": [{"kind": "multilingual", "weight": 0}]}, "at least one objective"),
+        (
+            {"evaluation": {"sets": {"news": {"kind": "files", "path": "x.tsv", "language": "sv"}}}},
+            r"evaluation\.sets\.news: its texts are 'sv'",
+        ),
     ],
 )
 def test_what_does_not_fit_is_refused_before_anything_is_loaded(blocks, message, tmp_path):

@@ -134,6 +134,14 @@ def _require_pairs(job: JobConfig) -> None:
                 f"(teacher.languages: {', '.join(known)}). Exchange `text` and `translation`, or add the language to "
                 "teacher.languages if the teacher does know it"
             )
+    for name, judged in job.evaluation.sets.items():
+        language = getattr(judged, "language", None)
+        if known is not None and language is not None and language not in known:
+            raise ValueError(
+                f"evaluation.sets.{name}: its texts are {language!r}, which the teacher does not know, so nothing can "
+                f"be compared with it (teacher.languages: {', '.join(known)}). Name a side that it knows as `text` and "
+                "this as `translation`, or remove the set"
+            )
     if known is not None and need_teacher_of_translations(job.objectives):
         reading = next(objective for objective in job.objectives if need_teacher_of_translations([objective]))
         raise ValueError(

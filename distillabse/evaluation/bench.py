@@ -12,7 +12,7 @@ from distillabse.config import ExportConfig, Int8Config, JobConfig
 from distillabse.environment import describe_environment
 from distillabse.errors import InputError
 from distillabse.evaluation.latency import Engine, measure
-from distillabse.evaluation.sets import corpus_test_set
+from distillabse.evaluation.sets import texts_for_speed
 from distillabse.export.bundle import int8_file, write_bundle
 from distillabse.export.verify import FP32, INT8, TORCH
 from distillabse.layout import RunFolder
@@ -36,7 +36,7 @@ def bench_stage(config: JobConfig, run: RunFolder) -> None:
 
     if not (run.bundle / layout.PROVENANCE).is_file():
         raise InputError(f"{run.bundle} holds no bundle. Run `distillabse export` first.")
-    texts = [sentence.text for sentence in corpus_test_set(config, run)]
+    texts = texts_for_speed(config, run)
     teacher = load_teacher(config.teacher)
     with tempfile.TemporaryDirectory(prefix="distillabse-teacher-") as temporary:
         folder = Path(temporary)

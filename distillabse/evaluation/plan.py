@@ -25,7 +25,7 @@ from distillabse.evaluation.latency import Engine, measure
 from distillabse.evaluation.plan_build import build_candidates, fingerprint, parameter_counts, write_graph
 from distillabse.evaluation.plan_space import SHAPE, candidates, choose, merits, pareto_set, student_block
 from distillabse.evaluation.plan_views import plan_figure, shape_title, student_yaml
-from distillabse.evaluation.sets import corpus_test_set
+from distillabse.evaluation.sets import texts_for_speed
 from distillabse.layout import RunFolder
 from distillabse.models.shape import transformer_shape
 from distillabse.storage import new_file, read_json, sha256_of_json, write_json
@@ -50,7 +50,7 @@ def plan_stage(config: JobConfig, run: RunFolder) -> dict[str, Any]:
     from distillabse.models.teacher import base_encoder, load_teacher
 
     student = require_plannable(config)
-    texts = [sentence.text for sentence in corpus_test_set(config, run)]
+    texts = texts_for_speed(config, run)
     teacher = load_teacher(config.teacher)
     result = plan(
         teacher,

@@ -5,7 +5,7 @@ from __future__ import annotations
 import random
 
 from distillabse.config import JobConfig
-from distillabse.corpus.records import Record, Sentence, read_records, sentences
+from distillabse.corpus.records import Record, Sentence, known_texts, read_records, sentences
 from distillabse.corpus.sources import read_source
 from distillabse.errors import InputError
 from distillabse.layout import RunFolder
@@ -20,6 +20,17 @@ def corpus_test_set(config: JobConfig, run: RunFolder) -> list[Sentence]:
         InputError: the corpus stage has not run, or held out fewer than two sentences.
     """
     return _sample(TEST, sentences(read_records(run.split("test"))), config)
+
+
+def texts_for_speed(config: JobConfig, run: RunFolder) -> list[str]:
+    """Texts of the test split in languages that teacher and student both know, each once.
+
+    A tokenizer that takes a whole word of another script for one unknown token is fast there, and nothing follows.
+
+    Raises:
+        InputError: as `corpus_test_set`.
+    """
+    return list(dict.fromkeys(known_texts(corpus_test_set(config, run), config.teacher.languages)))
 
 
 def evaluation_sets(config: JobConfig, run: RunFolder) -> dict[str, list[Sentence]]:

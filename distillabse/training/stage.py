@@ -119,7 +119,7 @@ def _train(
     measure = None
     if processes.is_main():
         # Fidelity is always to the original teacher, whatever the student learns from.
-        is_original = config.vocabulary.kind == "keep" and config.assistant is None
+        is_original = config.assistant is None and not (config.shares_tokenizer and config.vocabulary.kind == "trim")
         original = teacher if is_original else load_teacher(config.teacher, str(teacher.device))
         measured = original if reduction is None else reduced(original, reduction)
         dev = sentences(read_records(run.split("dev")))
