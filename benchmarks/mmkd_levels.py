@@ -1,6 +1,7 @@
 """Which of the MMKD-style levels help retrieval, and which help transfer: each on, off, alone and together.
 
     python benchmarks/mmkd_levels.py --data data [--runs runs] [--seeds 0 1 2]
+    python benchmarks/mmkd_levels.py --table          # print what was measured
 
 One student shape, one corpus of seven languages beside English, the same number of steps for every row; the teacher is
 all-MiniLM-L6-v2, which knows English alone. All rows of a seed start from the same weights: layers drawn at random on a
@@ -15,12 +16,15 @@ from __future__ import annotations
 
 import argparse
 import copy
+import json
 import logging
 import os
 import shutil
 import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+
+from scaling_tables import markdown
 
 if TYPE_CHECKING:
     from sentence_transformers import SentenceTransformer
@@ -53,7 +57,11 @@ def main() -> None:
     parser.add_argument("--data", type=Path, default=Path("data"))
     parser.add_argument("--runs", type=Path, default=Path("runs"))
     parser.add_argument("--seeds", type=int, nargs="*", default=[0, 1, 2])
+    parser.add_argument("--table", action="store_true")
     arguments = parser.parse_args()
+    if arguments.table:
+        print(levels_table())
+        return
     os.environ["OMP_NUM_THREADS"] = "1"
     logging.basicConfig(level=logging.WARNING, format="%(asctime)s %(message)s")
     logging.getLogger("distillabse").setLevel(logging.INFO)
@@ -83,6 +91,27 @@ def main() -> None:
             result["rows"].append({"row": name, "seed": seed, **bench.row(name, start, seed)})
             write_json(RESULT, result)
             print(name, seed, {key: round(result["rows"][-1][key], 4) for key in ("tatoeba", "massive")}, flush=True)
+
+
+def levels_table() -> str:
+    """Every row's scores: mean over seeds, and their range."""
+    found = json.loads(RESULT.read_text(encoding="utf-8"))["rows"]
+    rows = []
+    for name in ("teacher", STATIC, UNTRAINED, *ROWS):
+        scores = [row for row in found if row["row"] == name]
+        if scores:
+            cells = [spread([row[key] for row in scores]) for key in ("tatoeba", "cosine", "massive")]
+            rows.append([name, str(len(scores)), *cells])
+    headings = [
+        "levels", "seeds", "Tatoeba, top-1", "cosine of translations to the teacher's English", "MASSIVE intents",
+    ]  # fmt: skip
+    return markdown(headings, rows)
+
+
+def spread(values: list[float]) -> str:
+    """Mean and range of shares, in percent."""
+    shown = f"{100 * sum(values) / len(values):.1f}"
+    return shown if len(values) == 1 else f"{shown} ({100 * min(values):.1f} to {100 * max(values):.1f})"
 
 
 class Bench:
