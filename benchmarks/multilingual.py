@@ -86,10 +86,25 @@ def floor(runs: Path) -> None:
     cache = teacher_cache(distiller, pairs.teacher, kept / "teacher-cache", identity, cpu)
     rows = base[0].auto_model.config.vocab_size
     warmup = config.static_warmup or StaticWarmupConfig()
-    static, _ = train_static_model(rows, teacher.get_embedding_dimension(), pairs, cache, warmup, config.seed, cpu)
+    # Static encoders read texts without [CLS] and [SEP].
+    words = TranslationPairs(without_ends(pairs.student), pairs.teacher, pairs.rows)
+    static, _ = train_static_model(rows, teacher.get_embedding_dimension(), words, cache, warmup, config.seed, cpu)
     module = StaticEmbedding(base.tokenizer.backend_tokenizer, embedding_weights=static.table.weight.detach())
     with new_folder(runs / "multilingual-minilm-static") as folder:
         SentenceTransformer(modules=[module, Normalize()], device="cpu").save(str(folder), create_model_card=False)
+
+
+def without_ends(sentences: Any) -> Any:
+    """The same sentences without their first and last token."""
+    import numpy as np
+
+    from distillabse.training.data import TokenisedSentences
+
+    starts = sentences.starts[0 : len(sentences) + 1]
+    inside = np.ones(int(starts[-1]), bool)
+    inside[starts[:-1]] = inside[starts[1:] - 1] = False
+    ids = sentences.ids[0 : int(starts[-1])][inside]
+    return TokenisedSentences(ids, starts - 2 * np.arange(len(starts)), sentences.digest)
 
 
 def curve(data: Path, runs: Path) -> None:
