@@ -6,7 +6,7 @@
 One student shape, one corpus of seven languages beside English, the same number of steps for every row; the teacher is
 all-MiniLM-L6-v2, which knows English alone. All rows of a seed start from the same weights: layers drawn at random on a
 table that learnt alone (static_warmup), whose own scores stand beside them, as a static model and under untrained
-layers. Judged on Tatoeba (top-1 retrieval, both directions) and on MASSIVE (a probe of intents that learns in English
+layers, and those of model2vec's static distillation of the teacher. Judged on Tatoeba (top-1 retrieval, both directions) and on MASSIVE (a probe of intents that learns in English
 and reads the other languages).
 
 Rows that are in benchmarks/results/mmkd_levels.json already are kept: it can be stopped at any time.
@@ -48,7 +48,7 @@ ROWS = {
     "word": [WORD],
     "structure": [STRUCTURE],
 }
-UNTRAINED, STATIC = "untrained layers", "static model"
+UNTRAINED, STATIC, FLOOR = "untrained layers", "static model", "model2vec of the teacher"
 
 
 def main() -> None:
@@ -84,6 +84,9 @@ def main() -> None:
     if ("teacher", 0) not in there:
         result["rows"].append({"row": "teacher", "seed": 0, **bench.judge(bench.reference)})
         write_json(RESULT, result)
+    if (FLOOR, 0) not in there:
+        result["rows"].append({"row": FLOOR, "seed": 0, **bench.judge(bench.floor())})
+        write_json(RESULT, result)
     for seed in arguments.seeds:
         missing = [name for name in (STATIC, UNTRAINED, *ROWS) if (name, seed) not in there]
         start = bench.start(seed) if missing else None
@@ -97,7 +100,7 @@ def levels_table() -> str:
     """Every row's scores: mean over seeds, and their range."""
     found = json.loads(RESULT.read_text(encoding="utf-8"))["rows"]
     rows = []
-    for name in ("teacher", STATIC, UNTRAINED, *ROWS):
+    for name in ("teacher", FLOOR, STATIC, UNTRAINED, *ROWS):
         scores = [row for row in found if row["row"] == name]
         if scores:
             cells = [spread([row[key] for row in scores]) for key in ("tatoeba", "cosine", "massive")]
@@ -200,6 +203,12 @@ class Bench:
         return prepare_pairs(
             base, self.teacher, lambda: iterate_records(split), folder, False, ["en"], True, self.config.aligner
         )
+
+    def floor(self) -> Any:
+        """The teacher distilled into a static encoder by model2vec (pip install 'distillabse[floor]')."""
+        from distillabse.tasks.run import static_floor
+
+        return static_floor(self.config, self.run)
 
     def start(self, seed: int) -> tuple[SentenceTransformer, Any]:
         """What all rows of a seed start from: the student, and its table as a static model."""
