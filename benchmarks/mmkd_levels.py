@@ -6,8 +6,8 @@
 One student shape, one corpus of seven languages beside English, the same number of steps for every row; the teacher is
 all-MiniLM-L6-v2, which knows English alone. All rows of a seed start from the same weights: layers drawn at random on a
 table that learnt alone (static_warmup), whose own scores stand beside them, as a static model and under untrained
-layers, and those of model2vec's static distillation of the teacher. Judged on Tatoeba (top-1 retrieval, both directions) and on MASSIVE (a probe of intents that learns in English
-and reads the other languages).
+layers, and those of model2vec's static distillation of the teacher. Judged on Tatoeba (top-1 retrieval, both
+directions) and on MASSIVE (a probe of intents that learns in English and reads the other languages).
 
 Rows that are in benchmarks/results/mmkd_levels.json already are kept: it can be stopped at any time.
 """
