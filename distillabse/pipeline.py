@@ -27,7 +27,7 @@ from distillabse.export.bundle import export_stage
 from distillabse.export.verify import verify_stage
 from distillabse.layout import RunFolder
 from distillabse.models.shape import resolve_shape, transformer_shape
-from distillabse.models.teacher import teacher_settings
+from distillabse.models.teacher import encoder_settings
 from distillabse.settings import config_hash
 from distillabse.storage import new_file, read_json, remove_leftovers, sha256_of_json, write_json
 from distillabse.training.checkpoints import has_whole_checkpoint
@@ -216,14 +216,14 @@ def write_config(config: JobConfig, run: RunFolder) -> None:
 
 
 def require_fitting_shapes(config: JobConfig) -> None:
-    """Refuse widths and layers that do not fit the teacher before any work is done; needs its config.json alone.
+    """Refuse widths and layers that do not fit what the student starts from; needs its config.json alone.
 
     Raises:
         ConfigurationError: names the key and the remedy.
     """
-    settings = teacher_settings(config.teacher)
+    settings = encoder_settings(config.base_model or config.teacher)
     if settings is None or not isinstance(config.student, TrainedStudentConfig):
-        return  # a teacher that cannot be had now is an error of the stage that needs it
+        return  # an encoder that cannot be had now is an error of the stage that needs it
     shape = transformer_shape(settings)
     if config.assistant is not None:
         shape, _ = resolve_shape(config.assistant.student, shape)
@@ -314,8 +314,12 @@ def _changes(earlier: dict[str, Any], now: dict[str, Any]) -> list[str]:
     return [
         f"{key}: {before.get(key)!r} then, {after.get(key)!r} now"
         for key in sorted(keys)
-        if not any(key == name or key.startswith(f"{name}.") for name in _MAY_CHANGE)
+        if not _may_change(key.removeprefix("assistant."))
     ]
+
+
+def _may_change(key: str) -> bool:
+    return any(key == name or key.startswith(f"{name}.") for name in _MAY_CHANGE)
 
 
 def _leaves(value: Any, key: str = "") -> Iterator[tuple[str, Any]]:

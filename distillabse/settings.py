@@ -178,9 +178,10 @@ def _read_yaml(path: Path, overrides: Sequence[str] = ()) -> dict[str, Any]:
     from yaml import YAMLError
 
     try:
-        merged = OmegaConf.merge(OmegaConf.load(path), OmegaConf.from_dotlist(list(overrides)))
-        values = OmegaConf.to_container(merged, resolve=True)
-    except (OmegaConfBaseException, YAMLError, TypeError, UnicodeDecodeError) as error:
+        loaded = OmegaConf.load(path)
+        loaded.merge_with_dotlist(list(overrides))
+        values = OmegaConf.to_container(loaded, resolve=True)
+    except (OmegaConfBaseException, YAMLError, TypeError, ValueError) as error:
         raise ConfigurationError(f"{path} cannot be read as YAML with the given overrides: {error}") from None
     if not isinstance(values, dict) or not values:
         raise ConfigurationError(f"{path} holds no keys. `distillabse configs ls` names configurations to start from.")

@@ -74,7 +74,7 @@ def test_labels_are_names_or_numbers_in_every_format(tmp_path, name):
 def test_errors_name_the_row_and_what_is_accepted(tmp_path, table):
     path = tmp_path / "p.tsv"
     path.write_text("language\tpremise\thypothesis\tlabel\nen\ta\tb\tmaybe\n")
-    with pytest.raises(InputError, match=r"row 2.*'maybe'.*entailment \(0\), neutral \(1\)"):
+    with pytest.raises(InputError, match=r"line 2.*'maybe'.*entailment \(0\), neutral \(1\)"):
         read_table(XNLI, path)
     with pytest.raises(InputError, match="no column 'premise', 'hypothesis', 'label'"):
         read_table(XNLI, table)

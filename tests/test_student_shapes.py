@@ -18,7 +18,7 @@ from distillabse.models.projection import projection_basis
 from distillabse.models.reduction import fit_reduction, load_reduction, reduced, save_reduction
 from distillabse.models.shape import TransformerShape, choose_layers, resolve_shape, transformer_shape
 from distillabse.models.student import _new_model, build_student
-from distillabse.models.teacher import load_encoder, load_teacher, teacher_settings, transformer_of
+from distillabse.models.teacher import encoder_settings, load_encoder, load_teacher, transformer_of
 
 LABSE = TransformerShape(layers=12, hidden_size=768, intermediate_size=3072, attention_heads=12, embedding_size=768)
 
@@ -59,7 +59,7 @@ def test_widths_that_are_not_given_follow_from_the_teacher(student, expected):
         ({"attention_heads": 7}, r"7 heads do not divide the hidden size 768; choose one of \[1, 2, 3, 4, 6, 8, 12,"),
         ({"embedding_size": 1024}, r"embedding_size: 1024 is wider than the hidden size 768"),
         ({"hidden_size": 1536}, r"wider than the teacher's 768.*initialisation: random"),
-        ({"layers": 13}, r"the teacher has only 12.*initialisation: random"),
+        ({"layers": 13}, r"the teacher has only 12.*initialisation: embeddings or random"),
         ({"layers": [11, 12]}, r"no layer 12"),
     ],
 )
@@ -86,8 +86,8 @@ def test_a_config_that_is_not_of_a_bert_is_refused():
 
 
 def test_settings_are_read_without_the_weights(encoder_folder, tmp_path):
-    assert transformer_shape(teacher_settings(TeacherConfig(model=str(encoder_folder)))).layers == 4
-    assert teacher_settings(TeacherConfig(model=str(tmp_path))) is None
+    assert transformer_shape(encoder_settings(TeacherConfig(model=str(encoder_folder)))).layers == 4
+    assert encoder_settings(TeacherConfig(model=str(tmp_path))) is None
 
 
 def test_basis_of_the_weighted_table_is_its_truncated_svd():

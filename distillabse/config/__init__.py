@@ -47,6 +47,7 @@ from distillabse.config.objectives import (
     TokenLevelObjective,
     WordLevelObjective,
     learn_from_pairs,
+    need_equal_dimensions,
     need_links,
     need_teacher_of_translations,
 )
@@ -128,6 +129,7 @@ __all__ = [
     "VocabularyConfig",
     "WordLevelObjective",
     "learn_from_pairs",
+    "need_equal_dimensions",
     "need_links",
     "need_teacher_of_translations",
 ]

@@ -99,8 +99,10 @@ class TrainedStudentConfig(Schema):
     embedding_size: Width | None = Field(
         None, description="Width of the embedding table; narrower than hidden_size it is factorised (ElectraModel)."
     )
-    initialisation: Literal["teacher", "random"] = Field(
-        "teacher", description="Start from the teacher's weights, projected where the student is narrower, or anew."
+    initialisation: Literal["teacher", "embeddings", "random"] = Field(
+        "teacher",
+        description="Start from the teacher's weights (or those of base_model), projected where the student is "
+        "narrower; from its embeddings alone, with layers of random weights, as many as wanted; or anew.",
     )
     projection: Literal["states", "svd", "pca", "random"] = Field(
         "states",
@@ -112,7 +114,8 @@ class TrainedStudentConfig(Schema):
     head: Literal["none", "dense"] = Field(
         "none",
         description="none: the vector is as wide as hidden_size (the teacher's vectors are reduced to that where they "
-        "are wider). dense: a Dense head gives the teacher's own dimension, starting from the teacher's head if any.",
+        "are wider). dense: a Dense head gives the teacher's own dimension, starting from the head of what the student "
+        "starts from, if that has one of this dimension.",
     )
     freeze_embeddings: bool = Field(
         False,

@@ -195,6 +195,12 @@ def need_teacher_of_translations(objectives: Sequence[ObjectiveConfig]) -> bool:
     )
 
 
+def need_equal_dimensions(objectives: Sequence[ObjectiveConfig]) -> bool:
+    """Whether one of them takes the difference of student's and teacher's vectors as they are."""
+    kinds = (CosineObjective, MSEObjective, MultilingualObjective)
+    return any(isinstance(objective, kinds) and objective.weight > 0 for objective in objectives)
+
+
 def need_links(objectives: Sequence[ObjectiveConfig]) -> bool:
     """Whether one of them needs to know which words of a pair mean the same."""
     pairs = (objective for objective in objectives if isinstance(objective, PairObjectiveConfig))

@@ -74,18 +74,6 @@ def table_columns(path: Path) -> list[str]:
     return list(first[1])
 
 
-def table_rows(path: Path, columns: list[str]) -> Iterator[Row]:
-    """The rows of a table that must be whole, such as an evaluation set.
-
-    Raises:
-        InputError: the file cannot be read, or a row is malformed or lacks one of the columns; names the line.
-    """
-    for row in _READERS[_format_of(path)](path, columns):
-        if isinstance(row, Rejected):
-            raise InputError(f"{path}, line {row.line_number}: {row.reason} ({row.sample[:80]!r}). Mend or remove it.")
-        yield row
-
-
 def read_tables(
     pattern: str, columns: Sequence[str], *, format: str = "auto", where: Mapping[str, str] | None = None
 ) -> Iterator[tuple[str, Mapping[str, object]]]:
@@ -107,7 +95,8 @@ def read_tables(
     for path in _matching_files(pattern):
         for row in _passing_rows(path, format, list(dict.fromkeys([*columns, *where])), where):
             if isinstance(row, Rejected):
-                raise InputError(f"{path}, line {row.line_number}: {row.reason}. Mend or remove the row.")
+                sample = f" ({row.sample[:80]!r})" if row.sample else ""
+                raise InputError(f"{path}, line {row.line_number}: {row.reason}{sample}. Mend or remove the row.")
             yield f"{path}, line {row[0]}", row[1]
 
 

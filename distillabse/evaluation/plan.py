@@ -134,7 +134,8 @@ def plan(
     settings = bench.model_copy(update={"batch_sizes": space.batch_sizes, "rounds": space.rounds})
     with _progress() as progress:
         tracked = progress.track(students, description="building")
-        folders = build_candidates(source, tracked, folder, export, seed)
+        dimension = teacher.get_embedding_dimension()
+        folders = build_candidates(source, tracked, folder, export, seed, dimension)
         measurements = _measure(teacher, folders, list(texts), settings, export.opset, seed, progress)
     rows = [
         _candidate(one, read_json(path / layout.CANDIDATE), measured)

@@ -23,7 +23,12 @@ if TYPE_CHECKING:
 
 
 def build_candidates(
-    source: SentenceTransformer, students: Iterable[DenseStudentConfig], folder: Path, export: ExportConfig, seed: int
+    source: SentenceTransformer,
+    students: Iterable[DenseStudentConfig],
+    folder: Path,
+    export: ExportConfig,
+    seed: int,
+    dimension: int | None = None,
 ) -> list[Path]:
     """The folder of every candidate inside `folder`, built with random weights where it is not there already.
 
@@ -34,11 +39,14 @@ def build_candidates(
     Its name is a hash of what determines its size and speed. It holds the graph, what `Encoder` needs beside it, and
     candidate.json: "graph" (its path inside), "parameters", "encoder_parameters" (without the embeddings) and
     "size_bytes" (of the graph).
+
+    With `head: dense` their vectors have `dimension` dimensions, by default those of `source`.
     """
     common = {
         "source": fingerprint(source),
         "export": export.model_dump(mode="json"),
         "version": version("distillabse"),
+        "dimension": dimension,
     }
     few, rows = None, transformer_of(source).config.vocab_size
     folders = []
@@ -48,7 +56,9 @@ def build_candidates(
         if not (path / layout.CANDIDATE).is_file():
             few = few or _with_few_rows(source)
             with new_folder(path) as product:
-                write_json(product / layout.CANDIDATE, _write_candidate(few, rows, student, product, export, seed))
+                write_json(
+                    product / layout.CANDIDATE, _write_candidate(few, rows, student, product, export, seed, dimension)
+                )
         folders.append(path)
     return folders
 
@@ -122,7 +132,13 @@ def _with_few_rows(source: SentenceTransformer) -> SentenceTransformer:
 
 
 def _write_candidate(
-    few: SentenceTransformer, rows: int, student: DenseStudentConfig, folder: Path, export: ExportConfig, seed: int
+    few: SentenceTransformer,
+    rows: int,
+    student: DenseStudentConfig,
+    folder: Path,
+    export: ExportConfig,
+    seed: int,
+    dimension: int | None,
 ) -> dict[str, Any]:
     """Build one with random weights and write its graph; what is known of it before it is measured."""
     import torch
@@ -131,7 +147,8 @@ def _write_candidate(
 
     with torch.random.fork_rng():
         torch.manual_seed(seed)
-        encoder = build_student(few, student.model_copy(update={"initialisation": "random"})).eval()
+        anew = student.model_copy(update={"initialisation": "random"})
+        encoder = build_student(few, anew, dimension=dimension).eval()
     graph = write_graph(encoder, folder, export)
     _fill_table(graph, rows)
     counts = parameter_counts(encoder)

@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from distillabse.corpus.files import table_columns, table_rows
+from distillabse.corpus.files import read_tables, table_columns
 from distillabse.corpus.rows import require_columns
 from distillabse.errors import InputError, first_line
 from distillabse.finetuning.tasks import HubSplit, Task
@@ -56,7 +56,8 @@ def read_hub_split(task: Task, split: HubSplit, languages: Sequence[str], revisi
             ) from error
         require_columns(name, loaded.column_names, _columns(task, "answers"))
         names = getattr(loaded.features.get("label"), "names", None)
-        rows.extend(_examples(task, name, enumerate(loaded, start=1), language, class_names=names))
+        numbered = ((f"{name}, row {number}", row) for number, row in enumerate(loaded, start=1))
+        rows.extend(_examples(task, numbered, language, class_names=names))
     return _dataset(task, f"{split.dataset} ({split.split})", rows)
 
 
@@ -81,8 +82,8 @@ def read_table(task: Task, path: Path, language: str | None = None) -> Dataset:
     wanted = _columns(task, "answers" if "answers" in found else "answer")
     optional = [name for name in (language_column, "id", "answer_start") if name and name in found]
     require_columns(str(path), found, wanted)
-    rows = table_rows(path, list(dict.fromkeys([*wanted, *optional])))
-    return _dataset(task, str(path), list(_examples(task, str(path), rows, language, language_column)))
+    rows = read_tables(str(path), list(dict.fromkeys([*wanted, *optional])))
+    return _dataset(task, str(path), list(_examples(task, rows, language, language_column)))
 
 
 def select_languages(rows: Dataset, languages: Sequence[str], name: str) -> Dataset:
@@ -129,16 +130,14 @@ def _dataset(task: Task, name: str, rows: list[dict[str, Any]]) -> Dataset:
 
 def _examples(
     task: Task,
-    name: str,
-    rows: Iterable[tuple[int, Mapping[str, Any]]],
+    rows: Iterable[tuple[str, Mapping[str, Any]]],
     language: str | None,
     language_column: str | None = None,
     class_names: Sequence[str] | None = None,
 ) -> Iterable[dict[str, Any]]:
-    """One example for every row; rows without an id are numbered within their language."""
+    """One example for every row, which comes with its place; rows without an id are numbered within their language."""
     numbers: dict[str, int] = {}
-    for number, row in rows:
-        where = f"{name}, row {number}"
+    for where, row in rows:
         code = _text(row, language_column, where) if language_column else str(language)
         numbers[code] = numbers.get(code, 0) + 1
         identity = str(row["id"]) if row.get("id") not in (None, "") else f"{NUMBERED}{numbers[code]}"

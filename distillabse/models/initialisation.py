@@ -55,7 +55,7 @@ def initialise_from_teacher(
     Args:
         student: BertModel or ElectraModel, at most as wide as the teacher, with the teacher's vocabulary.
         teacher: BERT-like transformers model.
-        layers: the teacher layer that each student layer starts from.
+        layers: the teacher layer that each student layer starts from; none: only the embeddings do.
         config: says what the projection is.
         counts: how often the corpus uses each row of the vocabulary, int64 [rows].
 
@@ -70,7 +70,7 @@ def initialise_from_teacher(
     narrow = basis if embedding == hidden else _basis(embedding, config, words, states.inputs[:1], counts)
     for target, table in (("word", words), ("position", positions), ("token_type", types)):
         getattr(student.embeddings, f"{target}_embeddings").weight.copy_(table @ narrow)
-    for target, index in zip(encoder_layers(student), layers, strict=True):
+    for target, index in zip(encoder_layers(student), layers, strict=bool(layers)):
         attended = states.after_attention[index].flatten(0, 1)
         _project_layer(encoder_layers(teacher)[index], target, basis, attended, config)
     _fit(student, layers, basis, states)
@@ -182,7 +182,7 @@ def _fit(student: Any, layers: list[int], basis: Tensor, states: States) -> None
         _fit_linear(student.embeddings_project, modules(input_ids=states.ids), states.inputs[0] @ basis)
     else:
         _fit_layer_norm(modules, modules.LayerNorm, (states.ids,), states.inputs[0] @ basis)
-    for target, index in zip(encoder_layers(student), layers, strict=True):
+    for target, index in zip(encoder_layers(student), layers, strict=bool(layers)):
         given, attended = states.inputs[index] @ basis, states.after_attention[index] @ basis
         attention = target.attention.self(given)[0]
         _fit_layer_norm(target.attention.output, target.attention.output.LayerNorm, (attention, given), attended)

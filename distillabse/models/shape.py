@@ -42,15 +42,17 @@ def transformer_shape(settings: Mapping[str, Any]) -> TransformerShape:
         )
     except KeyError as missing:
         raise ConfigurationError(
-            f"teacher.model: its config.json (model type {settings.get('model_type')!r}) has no {missing}, so it is "
-            "not built like BERT. Choose a BERT, RoBERTa, XLM-R or ELECTRA encoder as teacher."
+            f"student: it starts from a model of type {settings.get('model_type')!r}, whose config.json has no "
+            f"{missing}, so it is not built like BERT. Choose a BERT, RoBERTa, XLM-R or ELECTRA encoder as teacher, or "
+            "as base_model."
         ) from None
 
 
 def resolve_shape(student: TrainedStudentConfig, teacher: TransformerShape) -> tuple[TransformerShape, list[int]]:
     """The student's shape with every width filled in, and the teacher layer that each of its layers starts from.
 
-    With random initialisation a student may be deeper than its teacher; the layers that it starts from then are none.
+    `teacher` is what the student starts from: with `base_model` that. Where layers start at random, a student may be
+    deeper, and the layers that it starts from are none.
 
     Raises:
         ConfigurationError: heads that do not divide the width, an embedding wider than the hidden size, or layers that
@@ -62,7 +64,7 @@ def resolve_shape(student: TrainedStudentConfig, teacher: TransformerShape) -> t
         raise ConfigurationError(
             f"student.embedding_size: {embedding} is wider than the hidden size {hidden}; choose at most {hidden}."
         )
-    if hidden > teacher.hidden_size and student.initialisation == "teacher":
+    if hidden > teacher.hidden_size and student.initialisation != "random":
         raise ConfigurationError(
             f"student.hidden_size: {hidden} is wider than the teacher's {teacher.hidden_size}, whose weights cannot "
             "fill it; choose at most that, or set student.initialisation: random."
@@ -74,7 +76,7 @@ def resolve_shape(student: TrainedStudentConfig, teacher: TransformerShape) -> t
         attention_heads=_attention_heads(student, hidden, teacher),
         embedding_size=embedding,
     )
-    if student.initialisation == "random":
+    if student.initialisation != "teacher":
         return shape, []
     _require_slices(student, shape, teacher)
     return shape, choose_layers(student.layers, teacher.layers, student.layer_choice)
@@ -90,7 +92,7 @@ def choose_layers(wanted: int | list[int], available: int, choice: Literal["unif
         if wanted > available:
             raise ConfigurationError(
                 f"student.layers: {wanted} asked for, but the teacher has only {available}. Ask for at most that many, "
-                "or set student.initialisation: random."
+                "or set student.initialisation: embeddings or random."
             )
         if choice == "last":
             return list(range(available - wanted, available))

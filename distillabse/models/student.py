@@ -24,7 +24,10 @@ if TYPE_CHECKING:
 
 
 def build_student(
-    teacher: SentenceTransformer, config: TrainedStudentConfig, token_counts: NDArray[np.int64] | None = None
+    teacher: SentenceTransformer,
+    config: TrainedStudentConfig,
+    token_counts: NDArray[np.int64] | None = None,
+    dimension: int | None = None,
 ) -> SentenceTransformer:
     """A trainable student with weights of its own; the teacher is not changed.
 
@@ -33,9 +36,10 @@ def build_student(
     narrower than its hidden size. A Switch student has a class of its own. Either ends with L2 normalisation.
 
     Args:
-        teacher: what it starts from.
+        teacher: what it starts from, which need not be what it learns from.
         config: its shape, and how it starts.
         token_counts: how often the corpus uses each row of the vocabulary, int64 [rows]; weighs the projection.
+        dimension: of its vectors with `head: dense`; by default that of `teacher`.
 
     Raises:
         ConfigurationError: widths that do not fit, a layer that the teacher lacks, a teacher not built like BERT, or
@@ -56,7 +60,7 @@ def build_student(
     else:
         student_model = _new_model(model, shape, config).to(model.device)
         basis = torch.eye(own_shape.hidden_size, shape.hidden_size, device=model.device)
-        if config.initialisation == "teacher":
+        if config.initialisation != "random":
             basis = initialise_from_teacher(student_model, model, layers, config, token_counts)
         _set_dropout(student_model, config.dropout)
         # The tokenizer and its settings are copied, the teacher's model is not.
@@ -65,7 +69,7 @@ def build_student(
     mode = pooling.pooling_mode if config.pooling == "teacher" else config.pooling
     modules: list[Any] = [transformer, Pooling(shape.hidden_size, mode, include_prompt=pooling.include_prompt)]
     if config.head == "dense":
-        modules.extend(_dense_head(teacher, basis, config.initialisation == "random"))
+        modules.extend(_dense_head(teacher, basis, dimension, config.initialisation != "teacher"))
     modules.append(Normalize())
     student = with_modules(teacher, modules)
     student.requires_grad_(True)
@@ -122,12 +126,19 @@ def _new_model(teacher: Any, shape: TransformerShape, config: TrainedStudentConf
     return BertModel(BertConfig(**settings))
 
 
-def _dense_head(teacher: SentenceTransformer, basis: Tensor, random: bool) -> list[nn.Module]:
-    """The teacher's Dense modules on the student's narrower states, or one that leads back to the teacher's width."""
+def _dense_head(teacher: SentenceTransformer, basis: Tensor, dimension: int | None, random: bool) -> list[nn.Module]:
+    """The teacher's Dense modules on the student's narrower states, or one that leads back to the teacher's width.
+
+    Where neither gives `dimension`, a linear map with orthonormal rows or columns does: it keeps, as far as it can, the
+    angles between vectors.
+    """
     from sentence_transformers.sentence_transformer.modules import Dense
 
     hidden, narrow = basis.shape
     own = [copy.deepcopy(module) for module in teacher if isinstance(module, Dense)]
+    if dimension not in (None, own[-1].out_features if own else hidden):
+        weight = nn.init.orthogonal_(torch.empty(dimension, narrow, device=basis.device))
+        return [Dense(narrow, dimension, bias=False, activation_function=nn.Identity(), init_weight=weight)]
     head: list[Any] = own or [
         Dense(
             hidden,

@@ -97,20 +97,28 @@ def _load_with_mean_pooling(config: EncoderConfig, device: str) -> SentenceTrans
     return encoder
 
 
-def teacher_settings(config: EncoderConfig) -> dict[str, Any] | None:
-    """The teacher's transformers config.json, without loading its weights; None where it cannot be had at once.
+def encoder_settings(config: EncoderConfig) -> dict[str, Any] | None:
+    """An encoder's transformers config.json, without loading its weights; None where it cannot be had at once.
+
+    A sentence encoder names the folder of its transformers model; a plain transformers model is that folder.
 
     Raises:
         ConfigurationError: the packaged teacher is asked for and not installed.
     """
     model = resolve_model(config.model)
-    try:
-        first = _read_setting(model, config.revision, layout.MODULES)[0]["path"]
-        name = f"{first}/{layout.MODEL_SETTINGS}" if first else layout.MODEL_SETTINGS
-        settings: dict[str, Any] = _read_setting(model, config.revision, name)
-    except Exception:  # whatever is wrong is told, with its remedy, where the teacher is loaded
-        return None
+    modules = _try_setting(model, config.revision, layout.MODULES)
+    folder = modules[0]["path"] if modules else ""
+    settings: dict[str, Any] | None = _try_setting(
+        model, config.revision, f"{folder}/{layout.MODEL_SETTINGS}" if folder else layout.MODEL_SETTINGS
+    )
     return settings
+
+
+def _try_setting(model: str, revision: str | None, name: str) -> Any:
+    try:
+        return _read_setting(model, revision, name)
+    except Exception:  # whatever is wrong is told, with its remedy, where the encoder is loaded
+        return None
 
 
 def _read_setting(model: str, revision: str | None, name: str) -> Any:

@@ -2,5 +2,6 @@
 
 from distillabse.objectives.base import Objective, PairObjective
 from distillabse.objectives.build import build_objective, require_enough_pairs
+from distillabse.objectives.pairs import Feature
 
-__all__ = ["Objective", "PairObjective", "build_objective", "require_enough_pairs"]
+__all__ = ["Feature", "Objective", "PairObjective", "build_objective", "require_enough_pairs"]

@@ -108,8 +108,8 @@ class Contrastive(PairObjective):
 class Feature(PairObjective):
     """||x^t - f(x^s)||^2 + ||y^t - f(y^s)||^2, mean over the batch (LEALLA, arXiv:2302.08387).
 
-    f is a linear map to the teacher's dimension, trained with the student and no part of it; it starts at zero. Equal
-    dimensions need none.
+    f is a linear map to the teacher's dimension, trained with the student and no part of it. It starts at zero, or from
+    the directions that narrower students are measured by. Equal dimensions need none.
     """
 
     teacher_reads_translations = True
@@ -118,6 +118,11 @@ class Feature(PairObjective):
         super().__init__()
         self.weight = config.weight
         self.to_teacher = linear_map(student.dimension, teacher.dimension)
+
+    @torch.no_grad()
+    def start_from(self, reduction: Tensor) -> None:
+        """Let f begin with what leads back to the teacher's dimension; [teacher's dimension, student's dimension]."""
+        self.to_teacher.get_parameter("weight").copy_(reduction)
 
     def forward(self, teacher: Signals, student: Signals, links: Tensor | None) -> dict[str, Tensor]:
         """The terms feature/source and feature/translation."""

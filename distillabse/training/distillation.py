@@ -23,6 +23,8 @@ from distillabse.training.pairs import TranslationPairs
 from distillabse.training.static_warmup import warm_up_table
 
 if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
     from sentence_transformers import SentenceTransformer
     from transformers import TrainingArguments
 
@@ -52,17 +54,21 @@ def distill(
     held_out: Callable[[SentenceTransformer], dict[str, float]] | None,
     arguments: TrainingArguments,
     checkpoint: str | None = None,
+    reduction: NDArray[np.float32] | None = None,
 ) -> dict[str, Any]:
     """Train `student` on `teacher`; returns the history of the run. All processes of a job call this.
 
+    Of a pair the history counts both sentences.
+
     Args:
         config: objectives, teacher cache, early stopping.
-        teacher: what it learns from; same dimension, and same tokenizer but for pairs.
+        teacher: what it learns from; same tokenizer but for pairs.
         student: trained in place; in evaluation mode afterwards. Under DeepSpeed only the main process has it whole.
         sentences: what to train on; pairs for objectives that compare pairs.
         held_out: figures of the student at every evaluation, as from `held_out_fidelity`; the main process needs it.
         arguments: of the Trainer.
         checkpoint: folder to go on from.
+        reduction: where the student's vectors are narrower; see `Distiller`.
 
     Raises:
         TrainingError: the loss stopped being a number, or another process is gone.
@@ -72,7 +78,7 @@ def distill(
 
     from distillabse.training.trainer import DistillationTrainer
 
-    distiller = Distiller(student, teacher, config.objectives)
+    distiller = Distiller(student, teacher, config.objectives, reduction)
     callbacks: list[Any] = []
     if config.early_stopping is not None:
         callbacks.append(EarlyStoppingCallback(config.early_stopping.patience, config.early_stopping.threshold))
@@ -98,13 +104,15 @@ def distill(
         )
     trainer.take_trained_weights()
     earlier = checkpoint_step(Path(checkpoint)) if checkpoint else 0
-    trained = (trainer.state.global_step - earlier) * trainer.topology.sentences_per_step
+    sides = 2 if isinstance(sentences, TranslationPairs) else 1
+    trained = sides * (trainer.state.global_step - earlier) * trainer.topology.sentences_per_step
     student.eval()
     return {
         "log": trainer.state.log_history,
         "steps": trainer.state.global_step,
         "training_seconds": round(seconds, 1),
-        "sentences": len(sentences),
+        "sentences": sides * len(sentences),
+        "pairs": len(sentences) if sides == 2 else None,
         "sentences_per_second": round(trained / seconds, 1),
         "device": str(arguments.device),
         "processes": trainer.topology.processes,

@@ -12,10 +12,12 @@ from torch import Tensor, autocast, nn, no_grad
 
 from distillabse.config import ObjectiveConfig, need_teacher_of_translations
 from distillabse.models.taps import Signals, Tap, TappedEncoder, shape_of
-from distillabse.objectives import PairObjective, build_objective
+from distillabse.objectives import Feature, PairObjective, build_objective
 from distillabse.training.deepspeed import shard_teacher
 
 if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
     from sentence_transformers import SentenceTransformer
 
 
@@ -27,14 +29,33 @@ class Distiller(nn.Module):
     """
 
     def __init__(
-        self, student: SentenceTransformer, teacher: SentenceTransformer, objectives: Sequence[ObjectiveConfig]
+        self,
+        student: SentenceTransformer,
+        teacher: SentenceTransformer,
+        objectives: Sequence[ObjectiveConfig],
+        reduction: NDArray[np.float32] | None = None,
     ) -> None:
+        """Prepare training.
+
+        Args:
+            student: is trained.
+            teacher: is not.
+            objectives: those of weight 0 are left out.
+            reduction: from the teacher's vectors to those that the student is measured by, where the student's are
+                narrower, [teacher's dimension, student's dimension]; maps to the teacher's dimension start with it.
+
+        Raises:
+            ConfigurationError: an objective does not fit the two shapes.
+        """
         super().__init__()
         self.student = student
         shapes = shape_of(teacher), shape_of(student)
         used = [config for config in objectives if config.weight > 0]
         self.teacher_reads_translations = need_teacher_of_translations(used)
         self.objectives = nn.ModuleList(build_objective(config, *shapes) for config in used)
+        for objective in self.objectives:
+            if reduction is not None and isinstance(objective, Feature):
+                objective.start_from(torch.from_numpy(reduction))
         teacher.requires_grad_(False).eval()
         # A tuple hides the teacher from nn.Module's registry.
         self._teacher = (teacher,)

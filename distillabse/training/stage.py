@@ -17,6 +17,7 @@ from distillabse.config import (
     TeacherStudentConfig,
     TrainedStudentConfig,
     learn_from_pairs,
+    need_equal_dimensions,
     need_links,
     need_teacher_of_translations,
 )
@@ -109,7 +110,8 @@ def _train(
             "the run folder: set `output` to a place on a shared file system."
         )
     base = teacher if config.shares_tokenizer else base_encoder(config, run, str(arguments.device))
-    student = build_student(base, config.student, np.load(run.token_counts, allow_pickle=False))
+    counts = np.load(run.token_counts, allow_pickle=False)
+    student = build_student(base, config.student, counts, teacher.get_embedding_dimension())
     del base
     dimension = student.get_embedding_dimension()
     own = None
@@ -126,12 +128,13 @@ def _train(
         known = known_texts(dev, config.teacher.languages)
         measure = held_out_fidelity(measured, [sentence.text for sentence in dev], known)
         del original, measured  # may be many times as large as the one that teaches
-    if own is not None:
-        teacher = reduced(teacher, own)
+    if own is not None and need_equal_dimensions(config.objectives):
+        teacher, own = reduced(teacher, own), None
     data = checkpoints / layout.TRAINING_DATA
     processes.agreed(lambda: _prepare_data(config, run, student, teacher, data))
     opened = TranslationPairs.open(data) if learn_from_pairs(config.objectives) else TokenisedSentences.open(data)
-    history = distill(config, teacher, student, opened, measure, arguments, str(checkpoint) if checkpoint else None)
+    start = str(checkpoint) if checkpoint else None
+    history = distill(config, teacher, student, opened, measure, arguments, start, own)
     if not processes.is_main():
         return
     with new_folder(product) as folder:

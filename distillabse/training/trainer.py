@@ -94,7 +94,7 @@ class DistillationTrainer(Trainer):
             arguments.max_steps = math.ceil(epochs * len(sentences) / self.topology.sentences_per_step)
         multiple = 8 if arguments.device.type == "cuda" else 1
         self.stop = StopOnSignal()
-        self.progress = SentenceProgress()
+        self.progress = SentenceProgress(unit="pairs" if isinstance(sentences, TranslationPairs) else "sentences")
         super().__init__(
             model=distiller,
             args=arguments,
