@@ -19,12 +19,19 @@ from tiny import JOB_WORDS
 
 from distillabse import processes
 from distillabse.config import JobConfig, TeacherConfig
+from distillabse.corpus.records import Record
 from distillabse.models.student import build_student
 from distillabse.models.teacher import load_teacher, transformer_of
+from distillabse.training.pairs import TranslationPairs, prepare_pairs
 
 OBJECTIVES = [
     {"kind": "cosine"}, {"kind": "minilm", "weight": 0.5}, {"kind": "hidden", "weight": 2.0},
     {"kind": "minilm_v2", "relation_heads": 8, "weight": 0.1},
+]  # fmt: skip
+# On translation pairs: all but the first compare the pairs of all processes with each other.
+PAIR_OBJECTIVES = [
+    {"kind": "multilingual"}, {"kind": "contrastive", "scale": 5.0}, {"kind": "structure_level"},
+    {"kind": "logit", "temperature": 1.0},
 ]  # fmt: skip
 TRAINING = {
     "per_device_train_batch_size": 8, "learning_rate": 2e-3, "max_steps": 30, "logging_steps": 1, "eval_steps": 10,
@@ -39,9 +46,14 @@ def corpus(n, seed=0):
     return [" ".join(random.choice(JOB_WORDS, size=random.integers(2, 14))) for _ in range(n)]
 
 
+def pairs(n):
+    """Sentences and their words backwards, as if that were another language."""
+    return [Record(text, "en", " ".join(reversed(text.split())), "de") for text in corpus(n)]
+
+
 def job(teacher, output, **settings):
     """What a worker is told: `settings` are of `training`, or one of these."""
-    others = ("student", "shard_teacher", "checkpoint", "shared_weight")
+    others = ("student", "shard_teacher", "checkpoint", "shared_weight", "on_pairs")
     blocks = {name: settings.pop(name) for name in others if name in settings}
     return {"teacher": str(teacher), "output": str(output), "training": {**TRAINING, **settings}, **blocks}
 
@@ -57,7 +69,7 @@ def train(job):
             "teacher": {"model": job["teacher"]},
             "corpus": {"sources": [{"kind": "phrasebook"}]},
             "student": job.get("student", {"layers": 2, "hidden_size": 16, "attention_heads": 4, "head": "dense"}),
-            "objectives": OBJECTIVES,
+            "objectives": PAIR_OBJECTIVES if job.get("on_pairs") else OBJECTIVES,
             "training": job["training"],
             "shard_teacher": job.get("shard_teacher", False),
         }
@@ -69,10 +81,17 @@ def train(job):
         first, second = transformer_of(student).encoder.layer
         second.attention.self.query.weight = first.attention.self.query.weight
     held_out = held_out_fidelity(teacher, corpus(30, seed=1)) if processes.is_main() else None
-    history = distill(
-        config, teacher, student, tokenised_sentences(teacher, corpus(100)), held_out, arguments, job.get("checkpoint")
+    data = (
+        translation_pairs(student, teacher, Path(job["output"]).with_suffix(".pairs"))
+        if job.get("on_pairs")
+        else tokenised_sentences(teacher, corpus(100))
     )
-    return student, history
+    return student, distill(config, teacher, student, data, held_out, arguments, job.get("checkpoint"))
+
+
+def translation_pairs(student, teacher, folder):
+    processes.agreed(lambda: prepare_pairs(student, teacher, lambda: pairs(100), folder, True, None, True))
+    return TranslationPairs.open(folder)
 
 
 def in_one_process(job):
@@ -83,7 +102,7 @@ def in_one_process(job):
 def result(student, history):
     return {
         "losses": [entry["loss"] for entry in history["log"] if "loss" in entry],
-        "cosines": [entry["cosine"] for entry in history["log"] if "loss" in entry],
+        "cosines": [entry["cosine"] for entry in history["log"] if "cosine" in entry],
         "skills": [entry["eval_skill"] for entry in history["log"] if "eval_skill" in entry],
         "vectors": student.encode(corpus(10, seed=2)).tolist() if processes.is_main() else None,
         "history": {name: history[name] for name in ("processes", "zero_stage", "precision", "resumed_from")},

@@ -48,6 +48,7 @@ def processes(folder):
             **jobs("-sharded", ("zero2", "zero3"), shard_teacher=True, **unmeasured),
             **jobs("-bf16", ("zero1", "zero2", "zero3"), bf16=True, **unmeasured),
             **jobs("-shared", ("zero2",), shared_weight=True, **unmeasured),
+            **jobs("-pairs", ("ddp", "zero2"), on_pairs=True, **unmeasured),
         },
         folder,
     )
@@ -97,6 +98,18 @@ def test_accumulating_four_batches_equals_one_of_four_times_the_size(folder, ref
 def test_a_teacher_spread_over_the_processes_teaches_the_same(processes, reference, kind):
     losses, vectors = closeness(processes[kind], reference)
     assert losses < 1e-5 and vectors < 1e-5
+
+
+@pytest.fixture(scope="module")
+def pair_reference(folder):
+    return in_one_process(job(folder / "teacher", folder / "one-pairs", per_device_train_batch_size=16, on_pairs=True))
+
+
+@pytest.mark.parametrize("kind", ("ddp-pairs", "zero2-pairs"))
+def test_pairs_of_both_processes_are_compared_with_each_other(processes, pair_reference, kind):
+    losses, vectors = closeness(processes[kind], pair_reference)
+    assert losses < 1e-5 and vectors < 1e-5
+    assert pair_reference["losses"][-1] < 0.8 * pair_reference["losses"][0]
 
 
 def test_stages_train_the_same_student_in_bf16(processes, reference):

@@ -18,7 +18,11 @@ from distillabse.config import (
     StructureLevelObjective,
     TokenLevelObjective,
     WordLevelObjective,
+    need_equal_dimensions,
+    need_links,
+    need_teacher_of_translations,
 )
+from distillabse.config.objectives import PairObjectiveConfig
 from distillabse.errors import ConfigurationError
 from distillabse.models.taps import EncoderShape, Signals, Tap
 from distillabse.objectives import PairObjective, build_objective, require_enough_pairs
@@ -63,6 +67,38 @@ def terms_of(config, teacher, student, links=LINKS, shapes=(SHAPE, SHAPE)):
 
 def vectors(*rows):
     return Signals(torch.tensor(rows), {})
+
+
+def test_the_configuration_knows_what_each_kind_needs():
+    assert {type(config) for config in ALL} == set(PairObjectiveConfig.__subclasses__())
+    for config in ALL:
+        objective = build_objective(config, SHAPE, SHAPE)
+        assert need_teacher_of_translations([config]) is objective.teacher_reads_translations, config.kind
+        assert need_links([config]) is objective.needs_links, config.kind
+        off = config.model_copy(update={"weight": 0.0})
+        assert not need_teacher_of_translations([off]) and not need_links([off])
+
+
+def test_only_what_takes_differences_of_vectors_needs_equal_dimensions():
+    for config in (*ALL, CosineObjective()):
+        try:
+            build_objective(config, SHAPE, NARROW)
+            refused = False
+        except ConfigurationError:
+            refused = True
+        assert need_equal_dimensions([config]) is refused, config.kind
+    assert not need_equal_dimensions([MultilingualObjective(weight=0)])
+
+
+def test_the_map_of_feature_starts_from_given_directions():
+    objective = build_objective(FeatureObjective(), SHAPE, NARROW)
+    directions = torch.linalg.qr(torch.randn(8, 6))[0]
+    objective.start_from(directions)
+    teacher, student = signals(1, 4), signals(2, 4, 4, 6)
+    expected = (teacher.sentence - student.sentence @ directions.T).square().sum(dim=1)
+    found = objective(teacher, student, None)
+    assert found["feature/source"].item() == pytest.approx(expected[:2].mean().item(), rel=1e-5)
+    assert found["feature/translation"].item() == pytest.approx(expected[2:].mean().item(), rel=1e-5)
 
 
 def test_multilingual_by_hand():

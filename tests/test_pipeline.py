@@ -87,6 +87,29 @@ def test_steps_may_be_shared_out_differently_but_not_change(interrupted, values)
     assert history(run)["resumed_from"] == "checkpoint-6"
 
 
+def test_steps_of_an_assistant_may_be_shared_out_differently(values, monkeypatch):
+    def with_assistant(**training):
+        trained = {**values["training"], **training}
+        assistant = {"student": {"layers": 2}, "objectives": [{"kind": "cosine"}], "training": trained}
+        return JobConfig.model_validate({**values, "name": "with-assistant", "assistant": assistant})
+
+    def die(self):
+        raise Killed
+
+    with monkeypatch.context() as patch:
+        patch.setattr(DistillationTrainer, "take_trained_weights", die)
+        with pytest.raises(Killed):
+            pipeline.run_job(with_assistant(), until="assistant")
+    faster = with_assistant(learning_rate=1e-5)
+    run = pipeline.prepare(faster)
+    with pytest.raises(ConfigurationError, match=r"assistant\.training\.learning_rate: None then, 1e-05 now"):
+        pipeline.run_stage("assistant", faster, run, resume=True)
+    halves = with_assistant(per_device_train_batch_size=8, gradient_accumulation_steps=2, logging_steps=2)
+    pipeline.run_stage("assistant", halves, run, resume=True)
+    found = json.loads((run.assistant / run.training_history.name).read_text())
+    assert found["resumed_from"] == "checkpoint-6" and found["steps"] == 6
+
+
 def test_a_finished_training_whose_job_changed_starts_over(values):
     config = job(values, "finished")
     run = pipeline.run_job(config, until="distill")

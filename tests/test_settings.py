@@ -29,7 +29,7 @@ def changed(path, value):
 
 SHIPPED = [
     "quickstart", "minilm-english", "minilm-switch", "minilm-switch-dense", "labse-opensubtitles", "labse-small",
-    "labse-trimmed",
+    "labse-trimmed", "multilingual-minilm", "mmkd", "lealla-small", "labse-multilingual", "sbert-xlm-roberta",
 ]  # fmt: skip
 
 
@@ -149,6 +149,18 @@ def test_overrides(tmp_path):
     assert config_hash(config) != config_hash(load_config(path))
     with pytest.raises(ConfigurationError, match="key=value"):
         load_config(path, ["training.learning_rate"])
+
+
+def test_overrides_reach_into_lists(tmp_path):
+    path = tmp_path / "job.yaml"
+    path.write_text(yaml.safe_dump({**BASE, "objectives": [{"kind": "cosine"}, {"kind": "mse", "weight": 3.0}]}))
+    for key in ("objectives.1.weight", "objectives[1].weight"):
+        config = load_config(path, [f"{key}=0.5"])
+        assert [(objective.kind, objective.weight) for objective in config.objectives] == [("cosine", 1), ("mse", 0.5)]
+    assert [o.kind for o in load_config(path, ["objectives=[{kind: mse}]"]).objectives] == ["mse"]
+    for wrong in ("objectives.2.weight=1", "objectives.x.weight=1"):
+        with pytest.raises(ConfigurationError, match=r"cannot be read as YAML with the given overrides: .*(index|'x')"):
+            load_config(path, [wrong])
 
 
 @pytest.mark.parametrize(("text", "words"), [("a: [1", "YAML"), ("", "holds no keys"), ("- a", "YAML|keys")])

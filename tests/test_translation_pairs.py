@@ -174,9 +174,14 @@ def test_cached_vectors_give_the_same_loss(teacher, base, tmp_path):
     assert cache.sentence.shape[0] == len(pairs.teacher) == len({record.text for record in corpus(20)})
 
 
-def test_a_student_of_both_languages_is_trained_and_resumed_exactly(encoder_folder, base, tmp_path):
+def test_a_student_of_both_languages_is_trained_and_resumed_exactly(encoder_folder, base, tmp_path, caplog):
     config = job(tmp_path, encoder_folder)
-    student, history = train(config, base, tmp_path / "whole")
+    with caplog.at_level("INFO"):
+        student, history = train(config, base, tmp_path / "whole")
+    assert (history["pairs"], history["sentences"]) == (64, 128)
+    # 8 steps of 8 pairs, both sides of each.
+    assert history["sentences_per_second"] == pytest.approx(128 / history["training_seconds"], rel=0.1)
+    assert "pairs/s" in caplog.text
     resumed, _ = train(config, base, tmp_path / "parted", checkpoint=str(tmp_path / "whole" / "checkpoint-4"))
     for name, weight in student.state_dict().items():
         assert torch.equal(weight, resumed.state_dict()[name]), name
