@@ -1,4 +1,4 @@
-"""The shipped recipes for translation pairs, each from its first stage to its report on tiny stand-ins."""
+"""The shipped recipes for translation pairs, each from its first stage to its verified bundle on tiny stand-ins."""
 
 import json
 
@@ -101,23 +101,27 @@ def logged(run):
 
 
 def finished(run):
-    report = read_json(run.report_json)
-    assert report["training"]["pairs"] and (run.bundle / "onnx" / "model.onnx").is_file()
-    return report
+    """The history of the training and what was verified."""
+    verification = read_json(run.verification)
+    assert all(gate["passed"] for gate in verification["gates"])
+    return read_json(run.training_history), verification
 
 
 # The recipes
 
 
 def test_multilingual_minilm(place):
-    run = run_job(recipe(place, "multilingual-minilm", "vocabulary.size=150", "student.layers=1", teacher="sbert"))
-    assert finished(run)["training"]["steps"] == 6
+    run = run_job(
+        recipe(place, "multilingual-minilm", "vocabulary.size=150", "student.layers=1", teacher="sbert"), until="verify"
+    )
+    history, _ = finished(run)
+    assert history["steps"] == 6 and history["pairs"] > 100
     assert set(logged(run)[0]) > {"multilingual/source", "multilingual/translation"}
 
 
 def test_mmkd_has_four_levels(place):
     small = ["vocabulary.size=150", "student.layers=2", "student.intermediate_size=64"]
-    run = run_job(recipe(place, "mmkd", *small, teacher="sbert"))
+    run = run_job(recipe(place, "mmkd", *small, teacher="sbert"), until="verify")
     finished(run)
     levels = {name.split("/")[0] for row in logged(run) for name in row if "/" in name or name == "token_level"}
     assert levels == {"multilingual", "token_level", "word_level", "structure_level"}
@@ -142,42 +146,32 @@ def test_levels_are_switched_off_one_by_one(place):
 
 def test_lealla_is_deep_and_thin(place):
     thin = ["student.layers=6", "student.hidden_size=16", "student.attention_heads=4", "student.intermediate_size=32"]
-    config = recipe(place, "lealla-small", *thin, "training.learning_rate=5e-3", "training.max_steps=60")
-    run = run_job(config)
-    finished(run)
+    steps = ["training.learning_rate=5e-3", "training.max_steps=30", "training.eval_steps=15", "training.save_steps=15"]
+    config = recipe(place, "lealla-small", *thin, *steps)
+    run = run_job(config, until="verify")
+    _, verification = finished(run)
     student = load_encoder(str(run.student))
-    assert (
-        transformer_of(student).config.num_hidden_layers
-        == 6
-        > transformer_of(teacher_of(config)).config.num_hidden_layers
-    )
+    assert transformer_of(student).config.num_hidden_layers == 6  # its teacher has 4
     vectors = student.encode(["the dog", "house by the river"])
     assert vectors.shape == (2, 16) and np.allclose(np.linalg.norm(vectors, axis=1), 1, atol=1e-5)
     # The map leads to all dimensions of the teacher, whose own vectors teach.
     from safetensors.numpy import load_file
 
-    learnt = load_file(run.checkpoints / "checkpoint-60" / "objectives.safetensors")
+    learnt = load_file(run.checkpoints / "checkpoint-30" / "objectives.safetensors")
     (weight,) = (value for name, value in learnt.items() if name.endswith("weight"))
     assert weight.shape == (32, 16)
     # It began with the directions that the student is measured by, and has changed.
     reduction = load_reduction(run.student)
     assert reduction.shape == (32, 16) and 0 < np.abs(weight - reduction).max() < 0.5
-    # So what it learns is near to the teacher on these directions, and is seen by verify.
-    skills = [row["eval_skill"] for row in read_json(run.training_history)["log"] if "eval_skill" in row]
-    assert skills[-1] > skills[0] + 0.1
-    verification = read_json(run.verification)
+    # So the space it learns is that of these directions, and not one turned at random, and verify sees that.
     assert verification["reduction"]["dimension"] == 16
     measured = verification["fidelity"]["torch"]["test"]
-    assert measured["cosine_mean"] > 0.3
-
-
-def teacher_of(config):
-    return load_teacher(config.teacher)
+    assert measured["cosine_mean"] > 0.6
 
 
 def test_labse_multilingual_learns_vectors_and_relations(place):
     small = ["vocabulary.size=110", "student.layers=2", "objectives.1.relation_heads=8"]
-    run = run_job(recipe(place, "labse-multilingual", *small))
+    run = run_job(recipe(place, "labse-multilingual", *small), until="verify")
     finished(run)
     assert read_json(run.vocabulary_counts)["rows_kept"] <= 110
     student = load_encoder(str(run.student))
@@ -192,9 +186,8 @@ def test_xlm_roberta_meets_a_teacher_of_another_dimension(place, vocabulary):
     if vocabulary == "trim":
         overrides.append("vocabulary.coverage=0.99")
     config = recipe(place, "sbert-xlm-roberta", *overrides, job=f"xlm-{vocabulary}", teacher="sbert")
-    run = run_job(config)
-    report = finished(run)
-    assert report["config"]["base_model"]["model"] == str(place / "xlm-roberta")
+    run = run_job(config, until="verify")
+    finished(run)
     student = load_encoder(str(run.student))
     model = transformer_of(student)
     assert type(model).__name__ == "XLMRobertaModel" and model.config.hidden_size == 32
@@ -208,7 +201,6 @@ def test_xlm_roberta_meets_a_teacher_of_another_dimension(place, vocabulary):
     texts = [" ".join(JOB_WORDS[:3]), JOB_WORDS[5]]
     graph = Encoder(run.bundle, file="onnx/model.onnx").encode(texts)
     np.testing.assert_allclose(graph, student.encode(texts), atol=1e-5)
-    assert f"`{place / 'xlm-roberta'}`" in (run.bundle / "README.md").read_text()
 
 
 # What the student starts from, where that is not the teacher
