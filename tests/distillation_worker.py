@@ -90,7 +90,10 @@ def train(job):
 
 
 def translation_pairs(student, teacher, folder):
-    processes.agreed(lambda: prepare_pairs(student, teacher, lambda: pairs(100), folder, True, None, True))
+    def prepare():
+        prepare_pairs(student, teacher, lambda: pairs(100), folder, True, None, True)
+
+    processes.agreed(prepare)
     return TranslationPairs.open(folder)
 
 
