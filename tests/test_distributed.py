@@ -108,8 +108,9 @@ def pair_reference(folder):
 @pytest.mark.parametrize("kind", ("ddp-pairs", "zero2-pairs"))
 def test_pairs_of_both_processes_are_compared_with_each_other(processes, pair_reference, kind):
     losses, vectors = closeness(processes[kind], pair_reference)
-    assert losses < 1e-5 and vectors < 1e-5
-    assert pair_reference["losses"][-1] < 0.8 * pair_reference["losses"][0]
+    first, last = pair_reference["losses"][0], pair_reference["losses"][-1]
+    assert losses < 1e-5 * first and vectors < 1e-5
+    assert last < 0.9 * first  # something was learnt
 
 
 def test_stages_train_the_same_student_in_bf16(processes, reference):
