@@ -269,10 +269,7 @@ def job(encoder_folder, tmp_path, **changes):
 
 @pytest.fixture
 def corpus(monkeypatch, sentences):
-    from distillabse.corpus.records import Sentence
-
-    found = [Sentence(text, "en") for text in sentences]
-    monkeypatch.setattr(planner, "corpus_test_set", lambda config, run: found)
+    monkeypatch.setattr(planner, "texts_for_speed", lambda config, run: list(sentences))
 
 
 def test_the_stage_writes_plan_figure_and_student(encoder_folder, tmp_path, corpus, fake):
