@@ -170,7 +170,7 @@ def test_cached_vectors_give_the_same_loss(teacher, base, tmp_path):
     items = pairs.__getitems__([5, 2, 9])
     live = distiller(**PairCollator(pairs, *pads, False)(items))["loss"]
     cached = distiller(**PairCollator(pairs, *pads, False, cache=cache)(items))["loss"]
-    assert float(cached) == pytest.approx(float(live), abs=2e-3)
+    assert cached.item() == pytest.approx(live.item(), abs=2e-3)
     assert cache.sentence.shape[0] == len(pairs.teacher) == len({record.text for record in corpus(20)})
 
 
