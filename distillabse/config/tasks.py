@@ -111,6 +111,9 @@ class TasksConfig(Schema):
 
     suite: str | None = Field(None, description="A YAML file of tasks, or the name of a shipped one: evaluation-data.")
     tasks: list[Task] = Field(default_factory=list, description="More tasks.")
+    max_pairs: int | None = Field(
+        None, ge=2, description="At most this many rows of each language, for tasks that do not say themselves."
+    )
     baselines: list[Baseline] = Field(
         ["random"],
         description="Columns beside teacher and student. static: the teacher's tokens without context, by model2vec "

@@ -125,7 +125,11 @@ def load_tasks(config: TasksConfig, seed: int, only: Sequence[str] = ()) -> list
         raise ConfigurationError(f"tasks: several tasks are named {', '.join(repeated)}. Rename one.")
     if missing := [name for name in only if name not in names]:
         raise ConfigurationError(f"--only {', '.join(missing)}: no such task. This job's tasks: {', '.join(names)}.")
-    chosen = [task for task in configured if not only or task.name in only]
+    chosen = [
+        task.model_copy(update={"max_pairs": task.max_pairs or config.max_pairs})
+        for task in configured
+        if not only or task.name in only
+    ]
     return [_load(task, seed) for task in chosen]
 
 
