@@ -55,6 +55,13 @@ def test_pairs_of_a_table_by_language(tmp_path):
     assert only.pairs == load_retrieval(parallel(path, languages=["deu"], max_pairs=3), 0).pairs
 
 
+def test_one_bound_for_all_tasks_that_have_none(tmp_path):
+    path = table(tmp_path / "t.tsv", HEADER, *GERMAN)
+    tasks = [parallel(path), parallel(path, name="own", max_pairs=4)]
+    sizes = [len(task.pairs["de"]) for task in load_tasks(TasksConfig(tasks=tasks, max_pairs=2), 0)]
+    assert sizes == [2, 4]
+
+
 def test_a_source_with_the_pivot_first_is_turned_round(tmp_path):
     path = table(tmp_path / "t.tsv", ("en", "xx"), ("one", "eins"), ("two", "zwei"))
     columns = {"text": "en", "language": "en", "translation": "xx", "translation_language": "de"}
