@@ -1,6 +1,6 @@
 """What helps before or around distillation on translation pairs: one question at a time, at equal steps.
 
-    python benchmarks/pair_tricks.py --data data [--runs runs] [--seeds 0 1 2] [--only ARM ...]
+    python benchmarks/pair_tricks.py --data data [--runs runs] [--steps 300] [--seeds 0 1 2] [--only ARM ...]
 
 The teacher, all-MiniLM-L6-v2, knows English alone; a student of 2 layers x 384 with a vocabulary of its own learns from
 pairs with German, French, Dutch, Swedish and Spanish. Every arm has the same pairs and number of steps, and differs in
@@ -26,9 +26,9 @@ from typing import Any
 RESULTS = Path(__file__).parent / "results"
 LANGUAGES = ("de", "fr", "nl", "sv", "es")
 PAIRS_OF_A_LANGUAGE, DEV = 12_000, 1_000
-ROWS, BATCH, STEPS = 16_000, 64, 900
-PILOT_SEED, WEIGHTS = 42, (0.03, 0.1, 0.3)
-TIMED_STEPS, ROUNDS = 40, 5
+ROWS, BATCH, STEPS = 16_000, 64, 300
+PILOT_SEED, WEIGHTS = 42, (0.05, 0.2)
+TIMED_STEPS, ROUNDS = 20, 5
 STUDENT = {"layers": 2, "intermediate_size": 768, "initialisation": "random"}
 NO_START, START, CONTRASTIVE = "no static start", "static start", "static start, contrastive"
 ARMS: dict[str, dict[str, Any]] = {
@@ -37,7 +37,6 @@ ARMS: dict[str, dict[str, Any]] = {
     CONTRASTIVE: {"contrastive": True},
     "static start, contrastive, hard negatives": {"contrastive": True, "batches": "neighbours"},
     "static start, short pairs first": {"batches": "short first"},
-    "static start, hard batches": {"batches": "neighbours"},
 }
 MEASURES = {
     "cosine": "cosine to the teacher",
@@ -51,6 +50,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", type=Path, default=Path("data"))
     parser.add_argument("--runs", type=Path, default=Path("runs"))
+    parser.add_argument("--steps", type=int, default=STEPS)
     parser.add_argument("--seeds", nargs="*", type=int, default=[0, 1, 2])
     parser.add_argument("--only", nargs="*", choices=ARMS, default=list(ARMS))
     arguments = parser.parse_args()
@@ -64,23 +64,26 @@ def main() -> None:
 
     torch.set_num_threads(1)
     bench = Bench(arguments.data, arguments.runs / "pair-tricks")
-    pilot = {weight: bench.trained(f"pilot {weight}", pilot_arm(weight), PILOT_SEED, STEPS // 3) for weight in WEIGHTS}
+    steps = arguments.steps
+    pilot = {
+        weight: bench.trained(f"pilot {weight}", {"contrastive": weight}, PILOT_SEED, steps // 3) for weight in WEIGHTS
+    }
     weight = max(WEIGHTS, key=lambda weight: pilot[weight]["teacher_retrieval"])
     found: dict[str, list[dict[str, Any]]] = {}
     for seed in arguments.seeds:
         for name in arguments.only:
             arm = {**ARMS[name], "contrastive": weight if ARMS[name].get("contrastive") else 0.0}
-            found.setdefault(name, []).append({"seed": seed, **bench.trained(name, arm, seed, STEPS)})
+            found.setdefault(name, []).append({"seed": seed, **bench.trained(name, arm, seed, steps)})
             print(f"seed {seed}, {name}: {found[name][-1]}", flush=True)
     result = {
-        "command": f"python benchmarks/pair_tricks.py --data {arguments.data}",
+        "command": f"python benchmarks/pair_tricks.py --data {arguments.data} --steps {steps}",
         "pairs": len(bench.pairs),
         "dev_pairs": len(bench.dev),
         "vocabulary": ROWS,
         "student": STUDENT,
         "batch_size": BATCH,
-        "steps": STEPS,
-        "pilot": {"seed": PILOT_SEED, "steps": STEPS // 3, "weights": {str(key): pilot[key] for key in WEIGHTS}},
+        "steps": steps,
+        "pilot": {"seed": PILOT_SEED, "steps": steps // 3, "weights": {str(key): pilot[key] for key in WEIGHTS}},
         "contrastive_weight": weight,
         "arms": found,
         "static_start_cpu_seconds": [bench.start(seed)[1] for seed in arguments.seeds],
@@ -89,11 +92,6 @@ def main() -> None:
     }
     write_json(RESULTS / "pair_tricks.json", result)
     print(table(result), cache_sentence(result), sep="\n\n")
-
-
-def pilot_arm(weight: float) -> dict[str, Any]:
-    """The arm that chooses a weight of `contrastive`: random batches."""
-    return {"contrastive": weight}
 
 
 def split(data: Path) -> tuple[list[Any], list[Any]]:
@@ -124,10 +122,11 @@ class Bench:
 
     def __init__(self, data: Path, folder: Path) -> None:
         import numpy as np
+        from tokenizers import Tokenizer
 
         from distillabse.config import PACKAGED_TEACHER, MultilingualObjective, TeacherConfig
         from distillabse.models.teacher import load_teacher
-        from distillabse.storage import read_json, write_json
+        from distillabse.storage import new_file, read_json, write_json
         from distillabse.training.cache import cache_identity, teacher_cache
         from distillabse.training.distiller import Distiller
         from distillabse.training.pairs import TranslationPairs, prepare_pairs
@@ -137,8 +136,12 @@ class Bench:
         folder.mkdir(parents=True, exist_ok=True)
         self.teacher = load_teacher(TeacherConfig(model=PACKAGED_TEACHER), "cpu")
         train, self.dev = split(data)
-        texts = (side for record in train for side in (record.text, str(record.translation)))
-        self.base = with_tokenizer(self.teacher, make_tokenizer(texts, ROWS, "wordpiece", lower_case=True), 0)
+        tokenizer = folder / "tokenizer.json"
+        if not tokenizer.is_file():
+            texts = (side for record in train for side in (record.text, str(record.translation)))
+            with new_file(tokenizer) as temporary:
+                make_tokenizer(texts, ROWS, "wordpiece", lower_case=True).save(str(temporary))
+        self.base = with_tokenizer(self.teacher, Tokenizer.from_file(str(tokenizer)), 0)
         if not (folder / "pairs").is_dir():
             prepare_pairs(self.base, self.teacher, lambda: train, folder / "pairs", False, ["en"], distinct=True)
         self.pairs = TranslationPairs.open(folder / "pairs")
@@ -188,7 +191,7 @@ class Bench:
         """Figures of one arm, which is trained unless they are there."""
         from distillabse.storage import read_json, write_json
 
-        path = self.folder / "arms" / f"{''.join(c if c.isalnum() else '-' for c in name)}-{seed}.json"
+        path = self.folder / "arms" / f"{''.join(c if c.isalnum() else '-' for c in name)}-{steps}-{seed}.json"
         made_from = {"arm": arm, "seed": seed, "steps": steps, "pairs": len(self.pairs)}
         if path.is_file() and (kept := read_json(path))["made_from"] == made_from:
             figures: dict[str, Any] = kept["figures"]
