@@ -1,6 +1,6 @@
 """What helps before or around distillation on translation pairs: one question at a time, at equal steps.
 
-    python benchmarks/pair_tricks.py --data data [--runs runs] [--steps 300] [--seeds 0 1 2] [--only ARM ...]
+    python benchmarks/pair_tricks.py --data data [--runs runs] [--steps 300] [--seeds 0 1 2]
 
 The teacher, all-MiniLM-L6-v2, knows English alone; a student of 2 layers x 384 with a vocabulary of its own learns from
 pairs with German, French, Dutch, Swedish and Spanish. Every arm has the same pairs and number of steps, and differs in
@@ -52,7 +52,6 @@ def main() -> None:
     parser.add_argument("--runs", type=Path, default=Path("runs"))
     parser.add_argument("--steps", type=int, default=STEPS)
     parser.add_argument("--seeds", nargs="*", type=int, default=[0, 1, 2])
-    parser.add_argument("--only", nargs="*", choices=ARMS, default=list(ARMS))
     arguments = parser.parse_args()
     os.environ["OMP_NUM_THREADS"] = "1"
     logging.basicConfig(level=logging.WARNING, format="%(asctime)s %(message)s")
@@ -71,10 +70,10 @@ def main() -> None:
     weight = max(WEIGHTS, key=lambda weight: pilot[weight]["teacher_retrieval"])
     found: dict[str, list[dict[str, Any]]] = {}
     for seed in arguments.seeds:
-        for name in arguments.only:
-            arm = {**ARMS[name], "contrastive": weight if ARMS[name].get("contrastive") else 0.0}
+        for name, settings in ARMS.items():
+            arm = {**settings, "contrastive": weight if settings.get("contrastive") else 0.0}
             found.setdefault(name, []).append({"seed": seed, **bench.trained(name, arm, seed, steps)})
-            print(f"seed {seed}, {name}: {found[name][-1]}", flush=True)
+            print(name, found[name][-1], flush=True)
     result = {
         "command": f"python benchmarks/pair_tricks.py --data {arguments.data} --steps {steps}",
         "pairs": len(bench.pairs),
@@ -91,7 +90,7 @@ def main() -> None:
         "environment": describe_environment(),
     }
     write_json(RESULTS / "pair_tricks.json", result)
-    print(table(result), cache_sentence(result), sep="\n\n")
+    print(table(result), costs(result), sep="\n\n")
 
 
 def split(data: Path) -> tuple[list[Any], list[Any]]:
@@ -153,8 +152,8 @@ class Bench:
         if not seconds.is_file():
             write_json(seconds, round(time.process_time() - started, 1))
         self.filled_in = read_json(seconds)
-        vectors = np.asarray(self.cache.sentence, dtype=np.float32)
-        self.vectors = vectors[self.pairs.pair_rows(np.arange(len(self.pairs)))[:, 0]]
+        known = self.pairs.pair_rows(np.arange(len(self.pairs)))[:, 0]
+        self.vectors = np.asarray(self.cache.sentence, dtype=np.float32)[known]
         self.targets = self.teacher.encode([record.text for record in self.dev], show_progress_bar=False)
 
     def student(self, seed: int) -> Any:
@@ -297,24 +296,15 @@ def training_settings(folder: Path, seed: int, steps: int) -> Any:
     from distillabse.config import JobConfig
     from distillabse.settings import training_arguments
 
-    training = {
-        "per_device_train_batch_size": BATCH,
-        "learning_rate": 1e-3,
-        "warmup_steps": steps // 10,
-        "max_steps": steps,
-        "bf16": True,
-        "eval_strategy": "no",
-        "save_strategy": "no",
-        "load_best_model_at_end": False,
-        "report_to": [],
-    }
+    nothing_else = {"eval_strategy": "no", "save_strategy": "no", "load_best_model_at_end": False, "report_to": []}
+    training = {"learning_rate": 1e-3, "warmup_steps": steps // 10, "max_steps": steps, "bf16": True, **nothing_else}
     values = {
         "name": "benchmark",
         "seed": seed,
         "teacher": {"model": "none"},
         "corpus": {"sources": [{"kind": "phrasebook"}]},
         "objectives": [{"kind": "cosine"}],
-        "training": training,
+        "training": {"per_device_train_batch_size": BATCH, **training},
     }
     return training_arguments(JobConfig.model_validate(values), folder)
 
@@ -333,17 +323,21 @@ def table(result: dict[str, Any]) -> str:
 
 
 def spread(values: list[float]) -> str:
-    """Mean, and the lowest and highest."""
-    return f"{statistics.mean(values):.3f} ({min(values):.3f} to {max(values):.3f})"
+    """Mean, and of several the lowest and highest."""
+    mean = f"{statistics.mean(values):.3f}"
+    return mean if len(values) == 1 else f"{mean} ({min(values):.3f} to {max(values):.3f})"
 
 
-def cache_sentence(result: dict[str, Any]) -> str:
-    """What cached vectors and the static start cost and save."""
+def costs(result: dict[str, Any]) -> str:
+    """What cached vectors save and what the static start takes, in a sentence each."""
     cache, (low, high) = result["cache"], result["cache"]["range"]
-    rates = cache["pairs_per_cpu_second"]
+    rates, start = cache["pairs_per_cpu_second"], statistics.mean(result["static_start_cpu_seconds"])
+    step = statistics.median(seed["cpu_seconds"] for seed in result["arms"][START]) / result["steps"]
     return (
-        f"With the teacher's vectors cached training takes {rates['cached']:.0f} pairs a CPU second, with the teacher "
-        f"running {rates['live']:.0f}: {cache['live_takes_times_as_long']:.2f} times as long ({low:.2f} to {high:.2f})."
+        f"With the teacher's vectors cached, {rates['cached']:.0f} pairs are trained on in a CPU second; with the "
+        f"teacher running {rates['live']:.0f}: {cache['live_takes_times_as_long']:.2f} times as long "
+        f"({low:.2f} to {high:.2f}). Filling the cache took {cache['cpu_seconds_to_fill']:.0f} CPU seconds, a static "
+        f"start {start:.0f}, as much as {start / step:.0f} steps."
     )
 
 

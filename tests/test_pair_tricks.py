@@ -109,4 +109,4 @@ def test_the_documents_hold_the_results():
     text = (ROOT / "docs" / "pair-objectives.md").read_text(encoding="utf-8")
     result = scaling_tables.result("pair_tricks")
     assert pair_tricks.table(result) in text
-    assert pair_tricks.cache_sentence(result) in " ".join(text.split())
+    assert pair_tricks.costs(result) in " ".join(text.split())
