@@ -9,8 +9,8 @@ student's start, the order of pairs and the groups; arms of one seed share them.
 
 Figures are of 1,000 held-out pairs cut from the training text, whose English occurs on neither side of training.
 The weight of `contrastive` was chosen on them beforehand, by a seed and a third of the steps of its own (`pilot`).
-Arms that are there already are not trained again. Writes benchmarks/results/pair_tricks.json after every arm, and prints
-the table of docs/pair-objectives.md.
+Arms that are there already are not trained again. Writes benchmarks/results/pair_tricks.json after every arm, and
+prints the table of docs/pair-objectives.md.
 """
 
 from __future__ import annotations
