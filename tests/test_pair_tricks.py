@@ -11,6 +11,7 @@ import pytest
 ROOT = Path(__file__).parents[1]
 sys.path.insert(0, str(ROOT / "benchmarks"))
 
+import pair_arms  # noqa: E402
 import pair_tricks  # noqa: E402
 import scaling_tables  # noqa: E402
 from pair_batches import NeighbourBatches, ShortPairsFirst, neighbourhoods  # noqa: E402
@@ -93,11 +94,11 @@ def test_short_pairs_come_first_and_then_all():
 def test_what_is_held_out_is_in_training_on_neither_side(tmp_path):
     folder = tmp_path / "parallel_train"
     folder.mkdir()
-    for language in pair_tricks.LANGUAGES:
+    for language in pair_arms.LANGUAGES:
         rows = [f"Sentence {n}{'!' * (language == 'fr')}\t{language} {n % 1500}\t{language}" for n in range(2000)]
         with gzip.open(folder / f"{language}.tsv.gz", "wt", encoding="utf-8") as file:
             file.write("\n".join(["en\txx\tlang", *rows]))
-    train, dev = pair_tricks.split(tmp_path)
+    train, dev = pair_arms.split(tmp_path)
     assert len(dev) == 1000 == len({record.text.rstrip("!") for record in dev})
     known = {record.text.rstrip("!") for record in train}
     assert known.isdisjoint(record.text.rstrip("!") for record in dev)
