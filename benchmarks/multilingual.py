@@ -2,10 +2,11 @@
 
     distillabse run multilingual-minilm --until export
     python benchmarks/multilingual.py floor      # the static model of the same pairs, as a folder
-    distillabse bench multilingual-minilm --tasks --only tatoeba \\
-        --against static-pairs=runs/multilingual-minilm-static 'tasks.baselines=[random,static]'
+    distillabse bench multilingual-minilm --tasks --only tatoeba --against static-pairs=runs/multilingual-minilm-static
     python benchmarks/multilingual.py tasks      # keeps the scores; the same for all other tasks, tasks.max_pairs=500
     python benchmarks/multilingual.py curve      # the same recipe on fewer pairs
+
+With tasks.baselines=[random,static] model2vec's distillation of the teacher stands beside.
 
 `floor` writes what a table alone learns from the same pairs: the fair floor beside model2vec's distillation of the
 English teacher, which never sees another language. `curve` trains the recipe for the same short time on more and more
