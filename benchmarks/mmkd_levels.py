@@ -106,7 +106,8 @@ def levels_table() -> str:
     for name in ("teacher", FLOOR, STATIC, UNTRAINED, *ROWS):
         scores = [row for row in found if row["row"] == name]
         if scores:
-            cells = [spread([row[key] for row in scores]) for key in ("tatoeba", "cosine", "massive")]
+            keys = ("tatoeba", "cosine", "massive")
+            cells = [spread([row[key] for row in scores if row[key] is not None]) for key in keys]
             rows.append([name, str(len(scores)), *cells])
     headings = [
         "levels", "seeds", "Tatoeba, top-1", "cosine of translations to the teacher's English", "MASSIVE intents",
@@ -116,6 +117,8 @@ def levels_table() -> str:
 
 def spread(values: list[float]) -> str:
     """Mean and range of shares, in percent."""
+    if not values:
+        return "-"
     shown = f"{100 * sum(values) / len(values):.1f}"
     return shown if len(values) == 1 else f"{shown} ({100 * min(values):.1f} to {100 * max(values):.1f})"
 
@@ -261,7 +264,8 @@ class Bench:
         return {
             "tatoeba": tatoeba["accuracy"]["mean"]["value"],
             "massive": massive["accuracy"]["mean"]["value"],
-            "cosine": tatoeba["teacher_cosine_other"]["mean"]["value"],
+            # None for vectors of other dimensions than the teacher's.
+            "cosine": tatoeba["teacher_cosine_other"]["mean"]["value"] if "teacher_cosine_other" in tatoeba else None,
             "languages": {
                 "tatoeba": tatoeba["accuracy"]["languages"],
                 "massive": massive["accuracy"]["languages"],

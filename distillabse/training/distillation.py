@@ -78,6 +78,10 @@ def distill(
 
     from distillabse.training.trainer import DistillationTrainer
 
+    copied = None
+    if arguments.deepspeed:
+        announce_checkpoint(arguments, checkpoint)
+        copied = copy.deepcopy(student).cpu() if processes.is_main() else None
     distiller = Distiller(student, teacher, config.objectives, reduction)
     callbacks: list[Any] = []
     if config.early_stopping is not None:
@@ -87,10 +91,8 @@ def distill(
     cache = _teacher_cache(config, distiller, read, arguments) if config.teacher_cache else None
     if config.static_warmup is not None and cache is not None and checkpoint is None:
         warm_up_table(student, sentences, cache, config.static_warmup, arguments.seed, arguments.device)
-    copied = None
-    if arguments.deepspeed:
-        announce_checkpoint(arguments, checkpoint)
-        copied = copy.deepcopy(student).cpu() if processes.is_main() else None
+        if copied is not None:
+            copied.load_state_dict(student.state_dict())
     if config.shard_teacher:
         distiller.shard_teacher(arguments.hf_deepspeed_config.config)
     trainer = DistillationTrainer(distiller, arguments, sentences, held_out, callbacks, cache, copied)
