@@ -49,7 +49,8 @@ def test_a_missing_or_damaged_split_names_the_stage_to_run(tmp_path):
 
 def test_sentences_are_distinct_and_in_first_seen_order():
     records = [PAIR, MONOLINGUAL, Record("Hallo", "nl", "Hello", "en")]
-    assert sentences(records) == [Sentence("Hello", "en"), Sentence("Hallo", "de"), Sentence("Guten Tag ☕", "de")]
+    hello = Sentence("Hello", "en")
+    assert sentences(records) == [hello, Sentence("Hallo", "de", hello), Sentence("Guten Tag ☕", "de")]
 
 
 def test_rows_are_read_one_by_one(tmp_path):
