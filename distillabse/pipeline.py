@@ -16,7 +16,7 @@ import yaml
 
 from distillabse import processes
 from distillabse.alignment import require_aligner
-from distillabse.config import JobConfig, SwitchStudentConfig, TrainedStudentConfig, need_links
+from distillabse.config import JobConfig, SwitchStudentConfig, TrainedStudentConfig, learn_from_pairs, need_links
 from distillabse.corpus.build import corpus_stage
 from distillabse.environment import check_onnxruntime, describe_environment, require_device
 from distillabse.errors import ConfigurationError, InputError
@@ -253,6 +253,8 @@ def require_learnable_pairs(config: JobConfig) -> None:
     Raises:
         ConfigurationError: names the key and the remedy.
     """
+    if not learn_from_pairs(config.objectives):
+        return
     from transformers import TrainingArguments
 
     from distillabse.objectives import require_enough_pairs

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from tiny import FakeSentences
 
 ROOT = Path(__file__).parents[1]
 sys.path.insert(0, str(ROOT / "benchmarks"))
@@ -15,19 +16,6 @@ import pair_arms  # noqa: E402
 import pair_tricks  # noqa: E402
 import scaling_tables  # noqa: E402
 from pair_batches import NeighbourBatches, ShortPairsFirst, neighbourhoods  # noqa: E402
-
-
-class Pairs:
-    """Row r has 3 to 32 tokens."""
-
-    def __init__(self, size):
-        self.size = size
-
-    def __len__(self):
-        return self.size
-
-    def lengths(self, rows):
-        return 3 + rows * 7919 % 30
 
 
 def unit(vectors):
@@ -64,7 +52,7 @@ def test_a_group_holds_nothing_that_means_the_same():
 
 def test_an_epoch_of_neighbours_has_every_pair_once_and_hard_negatives():
     _, vectors = topics(np.random.default_rng(2), 60, 16)
-    batches = NeighbourBatches(Pairs(960), 32, vectors, group=8, seed=3)
+    batches = NeighbourBatches(FakeSentences(960), 32, vectors, group=8, seed=3)
     epoch = list(batches)
     assert len(epoch) == len(batches) == 30 and sorted(chain(*epoch)) == list(range(960))
     hardest = [(vectors[b] @ vectors[b].T - 2 * np.eye(32)).max(axis=1).mean() for b in epoch]
@@ -74,13 +62,13 @@ def test_an_epoch_of_neighbours_has_every_pair_once_and_hard_negatives():
         > 0.6
         > np.mean([(vectors[b] @ vectors[b].T - 2 * np.eye(32)).max(axis=1).mean() for b in shuffled])
     )
-    assert list(NeighbourBatches(Pairs(960), 32, vectors, group=8, seed=3)) == epoch
+    assert list(NeighbourBatches(FakeSentences(960), 32, vectors, group=8, seed=3)) == epoch
     with pytest.raises(ValueError, match="batches of 32 cannot hold whole groups of 7"):
-        NeighbourBatches(Pairs(960), 32, vectors, group=7)
+        NeighbourBatches(FakeSentences(960), 32, vectors, group=7)
 
 
 def test_short_pairs_come_first_and_then_all():
-    pairs = Pairs(3000)
+    pairs = FakeSentences(3000)
     batches = [np.array(batch) for batch in ShortPairsFirst(pairs, 20, steps=120, start=0.1, seed=5)]
     assert len(batches) == 120 and all(len(set(batch.tolist())) == 20 for batch in batches)
     longest = [pairs.lengths(batch).max() for batch in batches]

@@ -13,6 +13,7 @@ import pytest
 import torch
 from accelerate import skip_first_batches
 from scipy.stats import chisquare
+from tiny import FakeSentences
 
 from distillabse.errors import ConfigurationError, InputError, StorageError
 from distillabse.models.teacher import load_encoder
@@ -38,19 +39,6 @@ def encoder(encoder_folder):
 def corpus(n, seed=0):
     random = np.random.default_rng(seed)
     return [" ".join(random.choice(WORDS, size=random.integers(1, 12))) for _ in range(n)]
-
-
-class FakeSentences:
-    """Any number of sentences that take no memory; row r has 3 to 32 tokens."""
-
-    def __init__(self, size):
-        self.size = size
-
-    def __len__(self):
-        return self.size
-
-    def lengths(self, rows):
-        return 3 + rows * 7919 % 30
 
 
 class Numbers(FakeSentences):

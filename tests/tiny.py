@@ -153,3 +153,17 @@ def tiny_job(folder: Path, name: str, **blocks: Any) -> dict[str, Any]:
         "bench": {"batch_sizes": [1], "rounds": 5, "seconds_per_round": 0.001, "threads": 1},
         **blocks,
     }  # fmt: skip
+
+
+class FakeSentences:
+    """Any number of sentences, or pairs, that take no memory; row r has 3 to 32 tokens."""
+
+    def __init__(self, size: int) -> None:
+        self.size = size
+
+    def __len__(self) -> int:
+        return self.size
+
+    def lengths(self, rows: Any) -> Any:
+        """Tokens of each of these rows."""
+        return 3 + rows * 7919 % 30

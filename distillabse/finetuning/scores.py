@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from distillabse.console import figures_table
+from distillabse.tasks.scores import Bootstrap
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -110,8 +111,6 @@ def _mean_over_seeds(runs: Sequence[Scores], metric: str) -> NDArray[np.float64]
 
 def _figure(values: NDArray[np.float64], groups: NDArray[np.int64], samples: int, seed: int) -> dict[str, Any]:
     """The mean and its 95 % percentile-bootstrap interval over groups; no interval where there are not two."""
-    from scipy.stats import bootstrap
-
     _, own = np.unique(groups, return_inverse=True)
     sums, counts = np.bincount(own, weights=values), np.bincount(own).astype(np.float64)
     if len(sums) < 2:
@@ -120,11 +119,8 @@ def _figure(values: NDArray[np.float64], groups: NDArray[np.int64], samples: int
     def mean(sums: NDArray[np.float64], counts: NDArray[np.float64], axis: int = -1) -> Any:
         return sums.sum(axis=axis) / counts.sum(axis=axis)
 
-    interval = bootstrap(
-        (sums, counts), mean, paired=True, vectorized=True, method="percentile", n_resamples=samples,
-        rng=np.random.default_rng(seed), batch=100,
-    ).confidence_interval  # fmt: skip
-    return {"mean": float(values.mean()), "ci95": [float(interval.low), float(interval.high)]}
+    score = Bootstrap(samples, seed).score(mean, sums, counts)
+    return {"mean": float(values.mean()), "ci95": score.as_json()["ci95"]}
 
 
 def _cell(figure: Mapping[str, Any], sign: str = "") -> str:

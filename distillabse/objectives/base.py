@@ -6,7 +6,7 @@ from abc import ABC, abstractmethod
 
 from torch import Tensor, nn
 
-from distillabse.config import LayerPair
+from distillabse.config import LayerPair, PairObjectiveConfig
 from distillabse.errors import ConfigurationError
 from distillabse.models.taps import EncoderShape, Signals, Tap
 
@@ -40,11 +40,14 @@ class PairObjective(nn.Module, ABC):
         needs_links: whether it needs to know which words of a pair mean the same.
     """
 
-    weight: float
     teacher_taps: frozenset[Tap] = frozenset()
     student_taps: frozenset[Tap] = frozenset()
-    teacher_reads_translations: bool = False
-    needs_links: bool = False
+
+    def __init__(self, config: PairObjectiveConfig) -> None:
+        super().__init__()
+        self.weight = config.weight
+        self.teacher_reads_translations = config.teacher_reads_translations
+        self.needs_links = config.needs_links
 
     @abstractmethod
     def forward(self, teacher: Signals, student: Signals, links: Tensor | None) -> dict[str, Tensor]:

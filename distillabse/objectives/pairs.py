@@ -31,17 +31,15 @@ class Multilingual(PairObjective):
     """
 
     def __init__(self, config: MultilingualObjective, teacher: EncoderShape, student: EncoderShape) -> None:
-        super().__init__()
+        super().__init__(config)
         require_equal_dimensions(teacher, student, "multilingual")
-        self.weight = config.weight
 
     def forward(self, teacher: Signals, student: Signals, links: Tensor | None) -> dict[str, Tensor]:
         """The terms multilingual/source and multilingual/translation, each between 0 and 4."""
         sources, translations = student.sentence.chunk(2)
-        target = teacher.sentence[: len(sources)]
         return {
-            "multilingual/source": _mean_square_distance(target, sources),
-            "multilingual/translation": _mean_square_distance(target, translations),
+            "multilingual/source": _mean_square_distance(teacher.sentence, sources),
+            "multilingual/translation": _mean_square_distance(teacher.sentence, translations),
         }
 
 
@@ -49,8 +47,7 @@ class StructureLevel(PairObjective):
     """The student's similarities within a batch follow those of the teacher's sources (MMKD-style)."""
 
     def __init__(self, config: StructureLevelObjective, teacher: EncoderShape, student: EncoderShape) -> None:
-        super().__init__()
-        self.weight = config.weight
+        super().__init__(config)
         self.form = config.form
         self.temperature = config.temperature
 
@@ -60,7 +57,7 @@ class StructureLevel(PairObjective):
         The similarities are the student's among sources, among translations, and of sources with translations.
         """
         sources, translations = (gathered(half) for half in student.sentence.chunk(2))
-        target = gathered(teacher.sentence[: len(student.sentence) // 2])
+        target = gathered(teacher.sentence)
         expected = target @ target.T
         similarities = {
             "source": sources @ sources.T,
@@ -88,8 +85,7 @@ class Contrastive(PairObjective):
     """
 
     def __init__(self, config: ContrastiveObjective, teacher: EncoderShape, student: EncoderShape) -> None:
-        super().__init__()
-        self.weight = config.weight
+        super().__init__(config)
         self.margin = config.margin
         self.scale = config.scale
 
@@ -112,11 +108,8 @@ class Feature(PairObjective):
     the directions that narrower students are measured by. Equal dimensions need none.
     """
 
-    teacher_reads_translations = True
-
     def __init__(self, config: FeatureObjective, teacher: EncoderShape, student: EncoderShape) -> None:
-        super().__init__()
-        self.weight = config.weight
+        super().__init__(config)
         self.to_teacher = linear_map(student.dimension, teacher.dimension)
 
     @torch.no_grad()
@@ -134,11 +127,8 @@ class Feature(PairObjective):
 class Logit(PairObjective):
     """1/N^2 sum_ij ((x_i^t y_j^t - x_i^s y_j^s) / T)^2 with temperature T (LEALLA, arXiv:2302.08387)."""
 
-    teacher_reads_translations = True
-
     def __init__(self, config: LogitObjective, teacher: EncoderShape, student: EncoderShape) -> None:
-        super().__init__()
-        self.weight = config.weight
+        super().__init__(config)
         self.temperature = config.temperature
 
     def forward(self, teacher: Signals, student: Signals, links: Tensor | None) -> dict[str, Tensor]:

@@ -24,11 +24,8 @@ class TokenLevel(PairObjective):
     the teacher's width, as in `distillabse.objectives.hidden.Hidden`.
     """
 
-    needs_links = True
-
     def __init__(self, config: TokenLevelObjective, teacher: EncoderShape, student: EncoderShape) -> None:
-        super().__init__()
-        self.weight = config.weight
+        super().__init__(config)
         self.layers = resolve_layers(config.layers, teacher, student, "token_level")
         self.student_taps = frozenset(Tap("hidden", layer) for layer, _ in self.layers)
         self.teacher_taps = frozenset(Tap("hidden", layer) for _, layer in self.layers)
@@ -58,11 +55,8 @@ class WordLevel(PairObjective):
     With fewer than two links there is no negative, and the terms are 0.
     """
 
-    needs_links = True
-
     def __init__(self, config: WordLevelObjective, teacher: EncoderShape, student: EncoderShape) -> None:
-        super().__init__()
-        self.weight = config.weight
+        super().__init__(config)
         self.temperature = config.temperature
         self.tap = Tap("hidden", resolve_layer(config.layer, student.layers, "objectives.word_level.layer", "student"))
         self.student_taps = frozenset({self.tap})

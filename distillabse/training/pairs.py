@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from sentence_transformers import SentenceTransformer
 
     from distillabse.training.cache import TeacherCache
+    from distillabse.training.distiller import Distiller
 
 _ROWS = np.dtype("<i8")
 _LINKS = np.dtype("<i4")
@@ -150,6 +151,17 @@ class PairCollator:
             links = np.column_stack([numbers, np.concatenate([pair["links"] for pair in pairs])])
             batch["links"] = torch.from_numpy(links.astype(np.int64))
         return batch
+
+
+def collator_for(
+    sentences: TokenisedSentences | TranslationPairs, distiller: Distiller, multiple_of: int, cache: TeacherCache | None
+) -> PaddingCollator | PairCollator:
+    """What turns rows of these sentences, or pairs of them, into a batch of this distiller."""
+    pad = distiller.student.tokenizer.pad_token_id
+    if isinstance(sentences, TokenisedSentences):
+        return PaddingCollator(pad, multiple_of, cache)
+    teacher_pad = distiller.teacher.tokenizer.pad_token_id
+    return PairCollator(sentences, pad, teacher_pad, distiller.teacher_reads_translations, multiple_of, cache)
 
 
 def prepare_pairs(

@@ -26,11 +26,11 @@ from distillabse.storage import storage_errors
 from distillabse.training.batches import SentenceBatches, SentenceLoader
 from distillabse.training.cache import TeacherCache
 from distillabse.training.checkpoints import Topology, checkpoint_path, commit_checkpoint, remove_older_checkpoints
-from distillabse.training.data import PaddingCollator, TokenisedSentences
+from distillabse.training.data import TokenisedSentences
 from distillabse.training.deepspeed import is_universal, mend_universal_state, trained_weights, zero_stage
 from distillabse.training.distiller import Distiller
 from distillabse.training.interruption import StopOnSignal, forget_workers, leave_signals_to_trainer
-from distillabse.training.pairs import PairCollator, TranslationPairs
+from distillabse.training.pairs import TranslationPairs, collator_for
 from distillabse.training.progress import SentenceProgress
 from distillabse.training.router_health import RouterMonitor
 
@@ -101,7 +101,7 @@ class DistillationTrainer(Trainer):
             train_dataset=sentences,
             # The Trainer wants a dataset to evaluate on; `evaluate` measures fidelity instead of iterating over it.
             eval_dataset=Subset(sentences, [0]) if arguments.eval_strategy != "no" else None,
-            data_collator=_collator(distiller, sentences, multiple, cache),
+            data_collator=collator_for(sentences, distiller, multiple, cache),
             callbacks=[*(callbacks or []), self.stop],
         )
         self.remove_callback(PrinterCallback)
@@ -341,13 +341,3 @@ class DistillationTrainer(Trainer):
         with torch.random.fork_rng():
             saved = load_encoder(str(folder), device="cpu")
         student.load_state_dict(saved.state_dict())
-
-
-def _collator(
-    distiller: Distiller, sentences: TokenisedSentences | TranslationPairs, multiple_of: int, cache: TeacherCache | None
-) -> PaddingCollator | PairCollator:
-    pad = distiller.student.tokenizer.pad_token_id
-    if isinstance(sentences, TokenisedSentences):
-        return PaddingCollator(pad, multiple_of, cache)
-    teacher_pad = distiller.teacher.tokenizer.pad_token_id
-    return PairCollator(sentences, pad, teacher_pad, distiller.teacher_reads_translations, multiple_of, cache)
