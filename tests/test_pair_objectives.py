@@ -110,17 +110,6 @@ def test_multilingual_by_hand():
     )
 
 
-def test_the_teachers_translations_do_not_count_where_only_its_sources_are_asked_for():
-    for config in (MultilingualObjective(), *STRUCTURES, TokenLevelObjective()):
-        teacher, student = both(1, config)
-        more = signals(9, 3, tokens=5)
-        extended = Signals(
-            torch.cat([teacher.sentence, more.sentence]),
-            {tap: torch.cat([states, more.taps[tap]]) for tap, states in teacher.taps.items()},
-        )
-        assert terms_of(config, teacher, student) == terms_of(config, extended, student)
-
-
 def test_token_level_by_loop():
     config = TokenLevelObjective(layers=[LayerPair(student=0, teacher=1), LayerPair(student=1, teacher=0)])
     teacher, student = both(1, config)

@@ -7,7 +7,15 @@ import pytest
 import torch
 from tiny import JOB_WORDS, tiny_encoder
 
-from distillabse.config import DenseStudentConfig, JobConfig, MultilingualObjective, StaticWarmupConfig, TeacherConfig
+from distillabse.config import (
+    DenseStudentConfig,
+    FeatureObjective,
+    JobConfig,
+    MultilingualObjective,
+    StaticWarmupConfig,
+    StructureLevelObjective,
+    TeacherConfig,
+)
 from distillabse.corpus.records import Record, Sentence, known_texts, read_records, sentences
 from distillabse.errors import ConfigurationError, InputError
 from distillabse.evaluation.sets import texts_for_speed
@@ -152,6 +160,19 @@ def test_the_loss_is_that_of_the_formula(teacher, base, tmp_path):
     outputs["loss"].backward()
     assert all(p.grad is None for p in teacher.parameters())
     assert transformer_of(student).embeddings.word_embeddings.weight.grad.abs().sum() > 0
+
+
+def test_an_objective_of_sources_gets_no_translations_of_the_teacher(teacher, base, tmp_path):
+    student = build_student(base, DenseStudentConfig(layers=1)).eval()
+    of_sources = [MultilingualObjective(), StructureLevelObjective()]
+    terms = []
+    for both, objectives in ((False, of_sources), (True, [*of_sources, FeatureObjective()])):
+        pairs = pairs_of(student, teacher, corpus(6), tmp_path / f"pairs-{both}", both)
+        collator = PairCollator(pairs, student.tokenizer.pad_token_id, teacher.tokenizer.pad_token_id, both)
+        terms.append(Distiller(student, teacher, objectives)(**collator(pairs.__getitems__(range(6))))["terms"])
+    assert len(terms[1]) == len(terms[0]) + 2
+    for name, value in terms[0].items():
+        assert terms[1][name].item() == pytest.approx(value.item(), rel=1e-5), name
 
 
 def test_weight_zero_leaves_a_term_out(teacher, tmp_path):
