@@ -155,7 +155,7 @@ def speed(runs: Path) -> dict[str, Any]:
     import tempfile
 
     from distillabse import layout
-    from distillabse.config import BenchConfig, ExportConfig, Int8Config
+    from distillabse.config import BenchConfig, ExportConfig, QuantizationConfig
     from distillabse.environment import describe_environment
     from distillabse.evaluation.latency import Engine, measure
     from distillabse.evaluation.sets import corpus_test_set
@@ -166,7 +166,9 @@ def speed(runs: Path) -> dict[str, Any]:
     config = job(SHAPES[1], Path("data"), runs)
     texts = [sentence.text for sentence in corpus_test_set(config, RunFolder(config.run_folder))]
     with tempfile.TemporaryDirectory() as folder:
-        write_bundle(load_teacher(config.teacher), Path(folder), ExportConfig(int8=Int8Config(enabled=False)), {})
+        write_bundle(
+            load_teacher(config.teacher), Path(folder), ExportConfig(quantization=QuantizationConfig(kind="none")), {}
+        )
         engines = [
             Engine("teacher-torch", "torch", Path(folder)),
             Engine("teacher-onnx", "onnx", Path(folder), layout.ONNX_FP32),

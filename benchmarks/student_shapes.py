@@ -176,14 +176,16 @@ def write_product(encoder: Any, folder: Path, int8: bool) -> dict[str, Any]:
     served_bytes is what a service with a bare ONNX Runtime copies: the INT8 graph, the tokenizer and the settings.
     """
     from distillabse import layout
-    from distillabse.config import ExportConfig, Int8Config
+    from distillabse.config import ExportConfig, QuantizationConfig
     from distillabse.evaluation.bench import count_parameters, graph_bytes
     from distillabse.export.bundle import write_bundle
     from distillabse.models.shape import transformer_shape
     from distillabse.models.teacher import transformer_of
 
     folder.mkdir()
-    write_bundle(encoder, folder, ExportConfig(int8=Int8Config(enabled=int8)), {})
+    write_bundle(
+        encoder, folder, ExportConfig(quantization=QuantizationConfig(kind="per_token" if int8 else "none")), {}
+    )
     settings = transformer_of(encoder).config
     product = {
         "shape": vars(transformer_shape(settings.to_dict())),
@@ -201,10 +203,10 @@ def write_product(encoder: Any, folder: Path, int8: bool) -> dict[str, Any]:
 
 def int8_graph() -> str:
     """Path of the INT8 graph in a bundle."""
-    from distillabse.config import Int8Config
+    from distillabse.config import QuantizationConfig
     from distillabse.export.bundle import int8_file
 
-    return int8_file(Int8Config())
+    return int8_file(QuantizationConfig())
 
 
 def speed_texts(data: Path, work: Path) -> tuple[list[str], dict[str, Any]]:

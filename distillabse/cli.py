@@ -193,7 +193,7 @@ def export(
 ) -> None:
     """Write the bundle: ONNX fp32 and INT8 beside the torch student.
 
-    Example: distillabse export quickstart export.int8.cpu=avx2
+    Example: distillabse export quickstart export.quantization.cpu=avx2
     """
     from distillabse.pipeline import export_checkpoint, prepare
 

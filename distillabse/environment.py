@@ -174,7 +174,7 @@ def _problems(environment: dict[str, Any], runtimes: list[str], providers: dict[
         target = "avx512" if "avx512f" in flags else "avx2"
         problems.append(
             f"This CPU has no INT8 dot product (VNNI): INT8 gains little here, and graphs for avx512_vnni lose "
-            f"accuracy. To serve on this machine, set `export.int8.cpu={target}`."
+            f"accuracy. To serve on this machine, set `export.quantization.cpu={target}`."
         )
     if environment["gpus"] and "onnxruntime-gpu" in runtimes and not providers.get("CUDAExecutionProvider"):
         problems.append(

@@ -150,7 +150,7 @@ def test_doctor_names_each_problem_and_its_remedy(machine, installed, monkeypatc
         "The NVIDIA driver 580",
         "The CPU governor is `powersave`: latencies will vary",
     ]
-    assert "export.int8.cpu=avx2" in problems[1]
+    assert "export.quantization.cpu=avx2" in problems[1]
     assert "listed, does not load" in text_of(table)
 
 

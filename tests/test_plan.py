@@ -9,7 +9,7 @@ import yaml
 from tiny import VOCABULARY, tiny_encoder
 
 from distillabse import layout
-from distillabse.config import BenchConfig, DenseStudentConfig, ExportConfig, Int8Config, PlanConfig
+from distillabse.config import BenchConfig, DenseStudentConfig, ExportConfig, PlanConfig, QuantizationConfig
 from distillabse.encoder import Encoder, session
 from distillabse.errors import ConfigurationError, DistillabseError, GateFailed
 from distillabse.evaluation import plan as planner
@@ -132,7 +132,7 @@ class FakeMeasure:
 
 def no_graph(encoder, folder, export):
     """In the place of `write_graph`: nothing is exported."""
-    graph = folder / (INT8 if export.int8.enabled else layout.ONNX_FP32)
+    graph = folder / (INT8 if export.quantization.enabled else layout.ONNX_FP32)
     graph.parent.mkdir()
     graph.write_text(f"{encoder.get_embedding_dimension()}")
     return graph
@@ -225,7 +225,7 @@ def test_candidates_alternate_with_the_teacher_in_groups(teacher, sentences, tmp
         {"texts": ["other texts", "than before"]},
         {"bench": BenchConfig(threads=1)},
         {"space": SPACE.model_copy(update={"rounds": 6})},
-        {"export": ExportConfig(int8=Int8Config(enabled=False))},
+        {"export": ExportConfig(quantization=QuantizationConfig(kind="none"))},
         {"student": DenseStudentConfig(head="dense")},
     ],
 )

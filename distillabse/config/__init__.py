@@ -56,8 +56,8 @@ from distillabse.config.product import (
     EvaluationConfig,
     ExportConfig,
     GatesConfig,
-    Int8Config,
     PlanConfig,
+    QuantizationConfig,
 )
 from distillabse.config.tasks import (
     AlignedTable,
@@ -91,7 +91,6 @@ __all__ = [
     "GatesConfig",
     "HiddenObjective",
     "HubSource",
-    "Int8Config",
     "JobConfig",
     "LabelledTable",
     "LayerPair",
@@ -107,6 +106,7 @@ __all__ = [
     "PhrasebookSource",
     "PlanConfig",
     "ProbeTask",
+    "QuantizationConfig",
     "RetrievalTask",
     "RoutingObjective",
     "ScoredTable",

@@ -10,14 +10,22 @@ from distillabse.config.corpus import Source
 from distillabse.config.schema import Cosine, Schema
 
 
-class Int8Config(Schema):
-    """INT8: weights per output channel (symmetric), activations per token (asymmetric), embedding rows one by one."""
+class QuantizationConfig(Schema):
+    """The INT8 graph beside the fp32 graph."""
 
-    enabled: bool = True
+    kind: Literal["none", "per_token"] = Field(
+        "per_token",
+        description="none; or per_token: activations are quantised as they come, every token with its own scale.",
+    )
     cpu: Literal["avx512_vnni", "avx512", "avx2", "arm64"] = Field(
         "avx512_vnni", description="CPU to build for; avx512 and avx2 without VNNI get 7-bit weights, or they saturate."
     )
     embeddings: bool = Field(True, description="Store the embedding table as one INT8 row and one scale per token.")
+
+    @property
+    def enabled(self) -> bool:
+        """Whether there is an INT8 graph."""
+        return self.kind != "none"
 
 
 Consumer = Literal[
@@ -38,7 +46,7 @@ class ExportConfig(Schema):
     )
 
     opset: int = Field(18, ge=17, le=23, description="ONNX operator set.")
-    int8: Int8Config = Field(default_factory=Int8Config)
+    quantization: QuantizationConfig = Field(default_factory=QuantizationConfig)
 
 
 class GatesConfig(Schema):

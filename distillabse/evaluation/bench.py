@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from distillabse import layout
-from distillabse.config import ExportConfig, Int8Config, JobConfig
+from distillabse.config import ExportConfig, JobConfig, QuantizationConfig
 from distillabse.environment import describe_environment
 from distillabse.errors import InputError
 from distillabse.evaluation.latency import Engine, measure
@@ -41,7 +41,9 @@ def bench_stage(config: JobConfig, run: RunFolder) -> None:
     with tempfile.TemporaryDirectory(prefix="distillabse-teacher-") as temporary:
         folder = Path(temporary)
         logger.info("Exporting the teacher to ONNX as a baseline")
-        write_bundle(teacher, folder, ExportConfig(opset=config.export.opset, int8=Int8Config(enabled=False)), {})
+        write_bundle(
+            teacher, folder, ExportConfig(opset=config.export.opset, quantization=QuantizationConfig(kind="none")), {}
+        )
         engines = [
             Engine(TEACHER_TORCH, "torch", folder, None),
             Engine(TEACHER_ONNX, "onnx", folder, layout.ONNX_FP32),
@@ -49,9 +51,9 @@ def bench_stage(config: JobConfig, run: RunFolder) -> None:
             Engine(FP32, "onnx", run.bundle, layout.ONNX_FP32),
         ]
         sizes = {"teacher": graph_bytes(folder / layout.ONNX_FP32), "fp32": graph_bytes(run.bundle / layout.ONNX_FP32)}
-        if config.export.int8.enabled:
-            engines.append(Engine(INT8, "onnx", run.bundle, int8_file(config.export.int8)))
-            sizes["int8"] = graph_bytes(run.bundle / int8_file(config.export.int8))
+        if config.export.quantization.enabled:
+            engines.append(Engine(INT8, "onnx", run.bundle, int8_file(config.export.quantization)))
+            sizes["int8"] = graph_bytes(run.bundle / int8_file(config.export.quantization))
         result = measure(engines, texts, config.bench, config.seed, baselines=(TEACHER_TORCH, TEACHER_ONNX))
     student = load_encoder(str(run.bundle))
     parameters = {"teacher": count_parameters(teacher), "student": count_parameters(student)}

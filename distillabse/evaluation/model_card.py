@@ -32,7 +32,7 @@ def model_card(run: layout.RunFolder, report: dict[str, Any]) -> str:
     """
     if not run.bundle.is_dir():
         raise InputError(f"{run.bundle} does not exist. Run the stage 'export' first: distillabse export CONFIG")
-    int8 = report["config"]["export"]["int8"]
+    int8 = report["config"]["export"]["quantization"]
     teacher = report["teacher"]["model"]
     return render(
         "model_card.md.j2",

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from distillabse import layout
-from distillabse.config import BenchConfig, DenseStudentConfig, ExportConfig, Int8Config, JobConfig, PlanConfig
+from distillabse.config import BenchConfig, DenseStudentConfig, ExportConfig, JobConfig, PlanConfig, QuantizationConfig
 from distillabse.environment import describe_environment, usable_cores
 from distillabse.errors import ConfigurationError, GateFailed
 from distillabse.evaluation.bench import TEACHER_ONNX, graph_bytes
@@ -150,7 +150,7 @@ def plan(
         "target": {"speedup": space.speedup, "batch": space.batch},
         "left_out": left_out,
         **{key: measurements[0][key] for key in ("tokens", "threads", "device")},
-        "int8": export.int8.enabled,
+        "int8": export.quantization.enabled,
         "random_weights": random_weights,
         "environment": describe_environment(),
     }
@@ -194,7 +194,7 @@ def _measure(
     if missing:
         with tempfile.TemporaryDirectory(prefix="distillabse-teacher-") as temporary:
             logger.info("Exporting the teacher to ONNX as a baseline")
-            fp32 = ExportConfig(opset=opset, int8=Int8Config(enabled=False))
+            fp32 = ExportConfig(opset=opset, quantization=QuantizationConfig(kind="none"))
             size = graph_bytes(write_graph(teacher, Path(temporary), fp32))
             baseline = Engine(TEACHER_ONNX, "onnx", Path(temporary), layout.ONNX_FP32)
             for start in range(0, len(missing), LARGEST_GROUP):

@@ -77,9 +77,9 @@ def write_graph(encoder: SentenceTransformer, folder: Path, export: ExportConfig
     write_json(folder / layout.SENTENCE_TRANSFORMERS_SETTINGS, prompts)
     graph = folder / layout.ONNX_FP32
     export_graph(encoder, graph, export.opset)
-    if export.int8.enabled:
-        source, graph = graph, folder / int8_file(export.int8)
-        quantize_graph(folder, export.int8)
+    if export.quantization.enabled:
+        source, graph = graph, folder / int8_file(export.quantization)
+        quantize_graph(folder, export.quantization)
         for path in source.parent.glob(f"{source.name}*"):
             path.unlink()
     return graph

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from distillabse import layout
 from distillabse.checksums import renew_checksum, write_checksums
-from distillabse.config import ExportConfig, Int8Config, JobConfig
+from distillabse.config import ExportConfig, JobConfig, QuantizationConfig
 from distillabse.errors import InputError
 from distillabse.layout import RunFolder
 from distillabse.storage import new_file, new_folder, read_json, write_json
@@ -63,15 +63,15 @@ def write_bundle(encoder: SentenceTransformer, folder: Path, config: ExportConfi
     save_encoder(encoder, folder)
     logger.info("Exporting the fp32 graph")
     export_graph(encoder, folder / layout.ONNX_FP32, config.opset)
-    if config.int8.enabled:
+    if config.quantization.enabled:
         logger.info("Quantising to INT8")
-        done = quantize_graph(folder, config.int8)
+        done = quantize_graph(folder, config.quantization)
         provenance = {**provenance, "int8": {"matmuls": done.matmuls, "embeddings": done.embeddings}}
     write_json(folder / layout.PROVENANCE, provenance)
     write_checksums(folder)
 
 
-def quantize_graph(folder: Path, config: Int8Config) -> Quantized:
+def quantize_graph(folder: Path, config: QuantizationConfig) -> Quantized:
     """Write the INT8 form of a bundle's fp32 graph beside it."""
     from distillabse.export.quantize import quantize
 
@@ -83,7 +83,7 @@ def quantize_graph(folder: Path, config: Int8Config) -> Quantized:
     )
 
 
-def int8_file(config: Int8Config) -> str:
+def int8_file(config: QuantizationConfig) -> str:
     """Path of the INT8 graph inside a bundle."""
     return layout.ONNX_INT8[config.cpu]
 

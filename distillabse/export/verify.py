@@ -58,8 +58,8 @@ def verify_stage(config: JobConfig, run: RunFolder) -> None:
     if not (run.bundle / layout.PROVENANCE).is_file():
         raise InputError(f"{run.bundle} holds no bundle. Run `distillabse export` first.")
     encoders = {FP32: Encoder(run.bundle, file=layout.ONNX_FP32)}
-    if config.export.int8.enabled:
-        encoders[INT8] = Encoder(run.bundle, file=int8_file(config.export.int8))
+    if config.export.quantization.enabled:
+        encoders[INT8] = Encoder(run.bundle, file=int8_file(config.export.quantization))
     teacher, sets = load_teacher(config.teacher), evaluation_sets(config, run)
     reduction = load_reduction(run.bundle)
     result = verify(
@@ -200,8 +200,8 @@ def verify_files(bundle: Path, config: JobConfig) -> tuple[dict[str, dict[str, i
     layers = settings["num_hidden_layers"]
     graphs = {FP32: dict(count_after_optimisation(bundle / layout.ONNX_FP32))}
     wanted = [(FP32, "LayerNormalization", 2 * layers + 1), (FP32, "fused GELU", layers)]
-    if config.export.int8.enabled:
-        graphs[INT8] = dict(count_after_optimisation(bundle / int8_file(config.export.int8)))
+    if config.export.quantization.enabled:
+        graphs[INT8] = dict(count_after_optimisation(bundle / int8_file(config.export.quantization)))
         wanted.append((INT8, "integer products", read_json(bundle / layout.PROVENANCE)["int8"]["matmuls"]))
     if settings["model_type"] == SWITCH:
         graphs[FP32]["expert products"] = count_expert_products(bundle / layout.ONNX_FP32)

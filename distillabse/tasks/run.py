@@ -226,8 +226,8 @@ def named_places(given: Sequence[str]) -> dict[str, str]:
 def student_of(config: JobConfig, run: RunFolder) -> Path | None:
     """The bundle's graph that is served on the job's device, else the trained student's folder, else None."""
     if (run.bundle / layout.PROVENANCE).is_file():
-        served = config.export.int8.enabled and config.bench.device == "cpu"
-        return run.bundle / (int8_file(config.export.int8) if served else layout.ONNX_FP32)
+        served = config.export.quantization.enabled and config.bench.device == "cpu"
+        return run.bundle / (int8_file(config.export.quantization) if served else layout.ONNX_FP32)
     return run.student if (run.student / layout.MODULES).is_file() else None
 
 
