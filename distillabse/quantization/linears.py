@@ -5,9 +5,9 @@ With a zero point z, a scale t of the inputs and one scale w_n for each output n
     q = clip(round(((x - shift) / smoothing) / t) + z, 0, 255)             uint8
     y_n = t * w_n * sum_k (q_k - z) * weight_nk + bias_n                   weight int8
 
-`t` is a constant (`input_scale`), or, where that is None, a number for each token (`token_scales`). A constant zero point costs nothing in an integer product; one for each
-token would cost two more passes over the outputs. `shift` and `smoothing` cost nothing where a layer normalisation
-makes the inputs: they go into its weights.
+`t` is a constant (`input_scale`), or, where that is None, a number for each token (`token_scales`). A constant zero
+point costs nothing in an integer product; one for each token would cost two more passes over the outputs. `shift` and
+`smoothing` cost nothing where a layer normalisation makes the inputs: they go into its weights.
 """
 
 from __future__ import annotations
@@ -62,10 +62,8 @@ class QuantizedLinear:
 
 def on_cpu(linear: QuantizedLinear) -> QuantizedLinear:
     """The same layer with its tensors on the CPU."""
-    tensors = {
-        field.name: value for field in fields(linear) if isinstance(value := getattr(linear, field.name), Tensor)
-    }
-    return replace(linear, **{name: tensor.cpu() for name, tensor in tensors.items()})
+    tensors = {name: value.cpu() for name, value in vars(linear).items() if isinstance(value, Tensor)}
+    return replace(linear, **tensors)  # type: ignore[arg-type]
 
 
 def token_scales(inputs: Tensor, zero_point: int, least_scale: float = 0.0) -> Tensor:
