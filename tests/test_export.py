@@ -164,7 +164,11 @@ def test_bundle_is_the_folder_that_consumers_expect(exported, sentences):
     np.testing.assert_allclose(
         Encoder(bundle, file=layout.ONNX_FP32).encode(sentences), encoder.encode(sentences), atol=2e-5
     )
-    assert json.loads((bundle / "distillabse.json").read_text())["int8"] == {"matmuls": 24, "embeddings": 1}
+    assert json.loads((bundle / "distillabse.json").read_text())["int8"] == {
+        "kind": "per_token",
+        "matmuls": 24,
+        "embeddings": 1,
+    }
 
 
 def test_a_default_prompt_belongs_to_the_vector_everywhere(encoder_folder, tmp_path, sentences):

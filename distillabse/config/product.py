@@ -11,11 +11,16 @@ from distillabse.config.schema import Cosine, Schema
 
 
 class QuantizationConfig(Schema):
-    """The INT8 graph beside the fp32 graph."""
+    """The INT8 graph beside the fp32 graph. Weights have a scale per output channel, embeddings one per row."""
 
-    kind: Literal["none", "per_token"] = Field(
+    kind: Literal["none", "per_token", "static", "block_weights"] = Field(
         "per_token",
-        description="none; or per_token: activations are quantised as they come, every token with its own scale.",
+        description="per_token: every token's activations have a scale of their own. static: a constant scale for all, "
+        "in QuantizeLinear form, which is faster, and less exact unless trained. block_weights: 8-bit weights alone "
+        "(MatMulNBits), for memory, not for speed. none: fp32 only.",
+    )
+    calibration_sentences: int = Field(
+        1024, ge=1, description="Sentences of the training split on which scales are found and weights rounded."
     )
     cpu: Literal["avx512_vnni", "avx512", "avx2", "arm64"] = Field(
         "avx512_vnni", description="CPU to build for; avx512 and avx2 without VNNI get 7-bit weights, or they saturate."

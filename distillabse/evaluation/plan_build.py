@@ -79,7 +79,7 @@ def write_graph(encoder: SentenceTransformer, folder: Path, export: ExportConfig
     export_graph(encoder, graph, export.opset)
     if export.quantization.enabled:
         source, graph = graph, folder / int8_file(export.quantization)
-        quantize_graph(folder, export.quantization)
+        quantize_graph(encoder, folder, export.quantization)
         for path in source.parent.glob(f"{source.name}*"):
             path.unlink()
     return graph

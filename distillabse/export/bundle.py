@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -21,6 +22,8 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 _SATURATING_CPUS = ("avx512", "avx2")
+# Greatest weight: with 7 bits the sum of two products fits into the 16 bits that such a CPU has for it.
+LARGEST, SATURATION_FREE = 127, 63
 
 
 def export_stage(config: JobConfig, run: RunFolder, checkpoint: Path | None = None) -> None:
@@ -31,6 +34,7 @@ def export_stage(config: JobConfig, run: RunFolder, checkpoint: Path | None = No
     """
     from distillabse.models.reduction import load_reduction, save_reduction
     from distillabse.models.teacher import load_encoder
+    from distillabse.quantization.texts import calibration_texts
     from distillabse.training.checkpoints import require_whole
     from distillabse.training.stage import checkpoint_reduction
 
@@ -41,14 +45,22 @@ def export_stage(config: JobConfig, run: RunFolder, checkpoint: Path | None = No
         student, reduction = run.student, load_reduction(run.student)
     else:
         raise InputError(f"{run.student} does not exist. Run `distillabse distill` first.")
+    quantization = config.export.quantization
+    texts = calibration_texts(run.split("train"), quantization.calibration_sentences, config.seed)
     with new_folder(run.bundle) as folder:
         if reduction is not None:
             save_reduction(reduction, folder)
-        write_bundle(load_encoder(str(student)), folder, config.export, read_json(run.record))
+        write_bundle(load_encoder(str(student)), folder, config.export, read_json(run.record), texts)
     logger.info("Bundle written to %s", run.bundle)
 
 
-def write_bundle(encoder: SentenceTransformer, folder: Path, config: ExportConfig, provenance: dict[str, Any]) -> None:
+def write_bundle(
+    encoder: SentenceTransformer,
+    folder: Path,
+    config: ExportConfig,
+    provenance: dict[str, Any],
+    texts: Sequence[str] = (),
+) -> None:
     """Fill `folder` with the torch encoder, its ONNX graphs, `provenance` and checksums of every file.
 
     Args:
@@ -56,6 +68,8 @@ def write_bundle(encoder: SentenceTransformer, folder: Path, config: ExportConfi
         folder: an empty folder; what is in it already is part of the bundle.
         config: opset and INT8 settings.
         provenance: where the encoder comes from, written as it is into distillabse.json.
+        texts: what INT8 is calibrated on. Without any, weights are rounded to the nearest, and every token has a zero
+            point of its own: slower and less exact.
     """
     from distillabse.export.graph import export_graph
     from distillabse.models.folder import save_encoder
@@ -65,22 +79,34 @@ def write_bundle(encoder: SentenceTransformer, folder: Path, config: ExportConfi
     export_graph(encoder, folder / layout.ONNX_FP32, config.opset)
     if config.quantization.enabled:
         logger.info("Quantising to INT8")
-        done = quantize_graph(folder, config.quantization)
-        provenance = {**provenance, "int8": {"matmuls": done.matmuls, "embeddings": done.embeddings}}
+        done = quantize_graph(encoder, folder, config.quantization, texts)
+        kind = config.quantization.kind
+        provenance = {**provenance, "int8": {"kind": kind, "matmuls": done.matmuls, "embeddings": done.embeddings}}
     write_json(folder / layout.PROVENANCE, provenance)
     write_checksums(folder)
 
 
-def quantize_graph(folder: Path, config: QuantizationConfig) -> Quantized:
-    """Write the INT8 form of a bundle's fp32 graph beside it."""
-    from distillabse.export.quantize import quantize
+def quantize_graph(
+    encoder: SentenceTransformer, folder: Path, config: QuantizationConfig, texts: Sequence[str] = ()
+) -> Quantized:
+    """Write the INT8 form of a bundle's fp32 graph beside it.
 
-    return quantize(
-        folder / layout.ONNX_FP32,
-        folder / int8_file(config),
-        embeddings=config.embeddings,
-        reduce_range=config.cpu in _SATURATING_CPUS,
-    )
+    Raises:
+        InputError: a static graph needs texts, and there are none.
+    """
+    from distillabse.export.quantize import quantize, quantize_weights
+
+    source, target = folder / layout.ONNX_FP32, folder / int8_file(config)
+    if config.kind == "block_weights":
+        return quantize_weights(source, target, embeddings=config.embeddings)
+    saturates = config.cpu in _SATURATING_CPUS
+    linears = None
+    if texts or config.kind == "static":
+        from distillabse.quantization import calibrate
+
+        largest = SATURATION_FREE if saturates else LARGEST
+        linears = calibrate(encoder, texts, static=config.kind == "static", largest=largest)
+    return quantize(source, target, linears, embeddings=config.embeddings, reduce_range=saturates)
 
 
 def int8_file(config: QuantizationConfig) -> str:

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import ast
 import copy
 import logging
 import math
+import re
 import warnings
 from collections import Counter
 from contextlib import redirect_stdout
@@ -25,6 +27,8 @@ if TYPE_CHECKING:
 INPUTS = ("input_ids", "attention_mask")
 OUTPUTS = ("last_hidden_state", "sentence_embedding")
 PROTOBUF_LIMIT = 2**31 - 1
+_SCOPES = "pkg.torch.onnx.name_scopes"
+_LINEAR = re.compile(r"transformer\.(?P<name>.+)\.weight")
 
 
 class EncoderGraph(nn.Module):
@@ -41,7 +45,10 @@ class EncoderGraph(nn.Module):
         for layer in sparse_layers(self.transformer).values():
             layer.set_submodule("feed_forward", SwitchGraph(layer.feed_forward))
         _spell_out_gelu(self.transformer)
-        self.head = nn.ModuleList(list(encoder)[1:])
+        _merge_token_types(self.transformer)
+        head = list(encoder)[1:]
+        # One normalisation is enough, and the last one is for all encoders.
+        self.head = nn.ModuleList(head[:-1] if type(head[-1]).__name__ == "Normalize" else head)
 
     def forward(self, input_ids: Tensor, attention_mask: Tensor) -> tuple[Tensor, Tensor]:
         """Int64 [batch, tokens] twice -> float32 [batch, tokens, hidden size] and unit rows [batch, dimension]."""
@@ -51,6 +58,14 @@ class EncoderGraph(nn.Module):
         for module in self.head:
             features = module(features)
         return states, nn.functional.normalize(features["sentence_embedding"], dim=-1)
+
+
+class NoTokenTypes(nn.Module):
+    """What is left where the only token type has gone into the position embeddings."""
+
+    def forward(self, token_type_ids: Tensor) -> Tensor:
+        """A zero for everything."""
+        return torch.zeros(())
 
 
 class FusableGELU(nn.Module):
@@ -123,6 +138,45 @@ def _spell_out_gelu(model: nn.Module) -> None:
                 setattr(module, name, FusableGELU())
 
 
+def _merge_token_types(model: nn.Module) -> None:
+    """Put the row of token type 0, which every token has, into the table of positions."""
+    embeddings = getattr(model, "embeddings", None)
+    types, positions = (getattr(embeddings, f"{name}_embeddings", None) for name in ("token_type", "position"))
+    if embeddings is None or not isinstance(types, nn.Embedding) or not isinstance(positions, nn.Embedding):
+        return
+    with torch.no_grad():
+        positions.weight += types.weight[0]
+    embeddings.token_type_embeddings = NoTokenTypes()
+
+
+def linear_of(node: Any) -> str | None:
+    """Name in the transformer of the linear layer whose product a node is."""
+    if node.op_type != "MatMul" or not (match := _LINEAR.fullmatch(node.input[1])):
+        return None
+    return match["name"]
+
+
+def _name_weights(graph: Any) -> None:
+    """Give the matrices of linear layers, [inputs, outputs], the names of their layers instead of numbers."""
+    constants = {tensor.name: tensor for tensor in graph.initializer}
+    names: dict[str, str] = {}
+    for node in graph.node:
+        if node.op_type == "MatMul" and node.input[1] in constants and len(constants[node.input[1]].dims) == 2:
+            scopes = next((entry.value for entry in node.metadata_props if entry.key == _SCOPES), None)
+            if scopes is not None:
+                names.setdefault(node.input[1], f"{ast.literal_eval(scopes)[-2]}.weight")
+    taken = set(constants)
+    for old, new in list(names.items()):
+        if new in taken:
+            del names[old]
+        taken.add(new)
+    for old, new in names.items():
+        constants[old].name = new
+    for node in graph.node:
+        for index, name in enumerate(node.input):
+            node.input[index] = names.get(name, name)
+
+
 def _tidy(path: Path, inline: bool) -> None:
     """Drop what describes the exporting machine, and put the weights where consumers look for them.
 
@@ -132,6 +186,7 @@ def _tidy(path: Path, inline: bool) -> None:
     import onnx
 
     model = onnx.load(str(path))
+    _name_weights(model.graph)
     for node in model.graph.node:
         node.doc_string = ""
         del node.metadata_props[:]

@@ -1,33 +1,44 @@
-"""INT8 that does not depend on the neighbours: weights per output channel, activations per token, embeddings per row.
+"""INT8 graphs: weights per output channel, activations per token or with one constant scale, embeddings per row.
 
-Plain dynamic quantisation shares one activation scale in the whole batch, so a sentence's vector moves with whatever
-it is batched with. Here every token has a scale and a zero point of its own, from the minimum and maximum of its row:
+Every kind is independent of the batch: a text's vector does not move with its neighbours, as it does with plain dynamic
+quantisation, which shares one activation scale in the whole batch. What the numbers are is decided before
+(`distillabse.quantization`); here they become nodes.
 
-    x = scale * (q - zero),  q in uint8        w = weight_scale * p,  p in int8, one weight_scale per output channel
-    x . w = (q . p - zero * sum(p)) * weight_scale * scale
+`per_token`: every token has its own scale, and all have a constant zero point z. With rows x, and scale_t of each row:
 
-`q . p` is MatMulInteger of uint8 with int8, the fastest integer product of ONNX Runtime on x86 (int8 with int8 is
-several times slower). The int32 product is multiplied by the weight scale first and by the token scale last: were the
-two scales multiplied with each other first, ONNX Runtime's extended optimisation would fuse the pattern wrongly.
+    q = QuantizeLinear(x, scale_t, z)        y = scale_t * MatMulIntegerToFloat(q, weight, 1, scale_n, z) + bias
+
+`static`: QuantizeLinear and DequantizeLinear with constant scales around plain MatMul, the form that ONNX Runtime,
+OpenVINO and TensorRT all read and fuse.
+
+A product for which no numbers are given, like those of experts, has zero points of its own
+(`distillabse.export.own_zero_points`).
 
 A router stays in float32: it is small, and its choices are not a matter of precision.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass, field
+from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import onnx
 from numpy.typing import NDArray
-from onnx import TensorProto, helper, numpy_helper
+from onnx import TensorProto
 
-from distillabse.export.switch import ExpertProduct, expert_products, routers
+from distillabse.export.editing import MICROSOFT, GraphEditor
+from distillabse.export.flattening import flatten_tokens
+from distillabse.export.graph import PROTOBUF_LIMIT, linear_of, save_graph
+from distillabse.export.own_zero_points import OwnZeroPoints, quantize_columns
+from distillabse.export.switch import expert_products, routers
 
-_SMALLEST = np.float32(1e-12)
+if TYPE_CHECKING:
+    from distillabse.quantization import QuantizedLinear
+
+_LEVELS = 255
 
 
 @dataclass(frozen=True)
@@ -38,169 +49,251 @@ class Quantized:
     embeddings: int
 
 
-def quantize(source: Path, target: Path, *, embeddings: bool = True, reduce_range: bool = False) -> Quantized:
+def quantize(
+    source: Path,
+    target: Path,
+    linears: Mapping[str, QuantizedLinear] | None = None,
+    *,
+    embeddings: bool = True,
+    reduce_range: bool = False,
+) -> Quantized:
     """Write the INT8 form of the fp32 graph `source` to `target`.
 
     Args:
-        source: graph with MatMul nodes whose second input is a constant [inputs, outputs] matrix.
+        source: graph that `export_graph` wrote.
         target: where to write; inputs, outputs and their types stay as they are.
+        linears: the layers by their names in the transformer. What is not among them is rounded to the nearest.
         embeddings: also store the largest embedding table as INT8 rows, each with its scale.
-        reduce_range: 7-bit weights, for CPUs whose 8-bit products saturate (AVX2 and AVX-512 without VNNI).
+        reduce_range: 7-bit weights for what is not in `linears`, for CPUs whose 8-bit products saturate (AVX2 and
+            AVX-512 without VNNI).
     """
     model = onnx.load(str(source))
-    rewriter = _Rewriter(model.graph, 63 if reduce_range else 127)
+    if linears and all(linear.input_scale is None for linear in linears.values()):
+        # Scales of rows need rows. Static products do without: two-axis products would be fused to Gemm, which
+        # ONNX Runtime does not know in INT8 without a scale for its outputs.
+        flatten_tokens(model)
+    rewriter = _Rewriter(model, linears or {}, 63 if reduce_range else 127)
     done = rewriter.rewrite(embeddings)
-    onnx.checker.check_model(model)
-    onnx.save(model, str(target))
+    _save(model, target)
     return done
 
 
-def quantize_columns(weight: NDArray[np.float32], largest: int) -> tuple[NDArray[np.int8], NDArray[np.float32]]:
-    """Symmetric int8 weights [inputs, outputs] and one float32 scale per output: weight = scale * int8."""
-    scale = np.maximum(np.abs(weight).max(axis=0), _SMALLEST).astype(np.float32) / np.float32(largest)
-    return np.clip(np.round(weight / scale), -largest, largest).astype(np.int8), scale
+def quantize_weights(source: Path, target: Path, *, embeddings: bool = True) -> Quantized:
+    """Write `source` with 8-bit weights, a scale for every 128 inputs of an output, and products in float32.
+
+    It is as exact as the weights are, a quarter of the size, and hardly faster: for where memory rules.
+
+    Args:
+        source, target, embeddings: as in `quantize`.
+    """
+    from onnxruntime.quantization.matmul_nbits_quantizer import MatMulNBitsQuantizer
+
+    model = onnx.load(str(source))
+    matmuls = sum(linear_of(node) is not None for node in model.graph.node)
+    kept = [node.name for node in model.graph.node if node.op_type == "MatMul" and linear_of(node) is None]
+    # No accuracy level: with one, the products of different builds of ONNX Runtime differ.
+    quantizer = MatMulNBitsQuantizer(model, bits=8, block_size=128, is_symmetric=True, nodes_to_exclude=kept)
+    quantizer.process()
+    model = quantizer.model.model
+    done = _Rewriter(model, {}, 127).rewrite(embeddings)
+    _save(model, target)
+    return Quantized(matmuls, done.embeddings)
 
 
-def quantized_matrix(
-    weight: NDArray[np.float32], largest: int
-) -> tuple[NDArray[np.int8], NDArray[np.float32], NDArray[np.float32]]:
-    """`quantize_columns`, and the scaled sum of every column, which takes the tokens' zero points out of a product."""
-    quantized, scale = quantize_columns(weight, largest)
-    return quantized, scale, quantized.sum(axis=0, dtype=np.int64).astype(np.float32) * scale
+def _save(model: Any, target: Path) -> None:
+    size = sum(tensor.ByteSize() for tensor in model.graph.initializer)
+    save_graph(model, target, inline=size <= PROTOBUF_LIMIT)
+    onnx.checker.check_model(str(target))
 
 
-@dataclass
 class _Rewriter:
-    graph: Any
-    largest: int
-    nodes: list[Any] = field(default_factory=list)
-    constants: dict[str, Any] = field(default_factory=dict)
-    rows: dict[str, tuple[str, str, str]] = field(default_factory=dict)
+    """Replaces products and the embedding table of a graph."""
+
+    def __init__(self, model: Any, linears: Mapping[str, QuantizedLinear], largest: int) -> None:
+        self.edit = GraphEditor(model)
+        self.own_zero_points = OwnZeroPoints(self.edit, largest)
+        self.rows: dict[str, tuple[str, ...]] = {}
+        # Products that have numbers, by the tensor they read; biases that take back what a shift took away.
+        self.linears: dict[str, QuantizedLinear] = {}
+        self.readers: dict[str, list[Any]] = {}
+        for node in self.edit.graph.node:
+            linear = linears.get(linear_of(node) or "")
+            if linear is not None:
+                self.linears[node.output[0]] = linear
+                self.readers.setdefault(node.input[0], []).append(node)
+        self.restored: dict[str, str] = {}
+        self.biases: dict[str, NDArray[np.float32]] = {}
+        self.done: set[str] = set()
 
     def rewrite(self, embeddings: bool) -> Quantized:
-        weights = {tensor.name: tensor for tensor in self.graph.initializer}
-        table = self._largest_table(weights) if embeddings else None
-        experts, kept_in_float = expert_products(self.graph), routers(self.graph)
+        edit = self.edit
+        table = self._largest_table() if embeddings else None
+        experts, kept_in_float = expert_products(edit.graph), routers(edit.graph)
         replaced = {name for product in experts.values() for name in product.replaced}
         matmuls = tables = 0
-        for node in self.graph.node:
+        for node in edit.graph.node:
+            if node.output[0] in self.done:
+                continue
             if node.name in replaced:
                 if (product := experts.get(node.output[0])) is not None:
-                    self._expert_product(product, weights)
+                    self.own_zero_points.expert_product(product)
                     matmuls += len(product.weights)
+            elif node.output[0] in self.linears:
+                self._linear(node, self.linears[node.output[0]])
+                matmuls += 1
             elif (
                 node.op_type == "MatMul"
-                and node.input[1] in weights
-                and len(weights[node.input[1]].dims) == 2
+                and node.input[1] in edit.weights
+                and len(edit.weights[node.input[1]].dims) == 2
                 and node.input[1] not in kept_in_float
             ):
-                self._matmul(node, numpy_helper.to_array(weights[node.input[1]]))
+                self.own_zero_points.matmul(node, self.restored.get(node.input[0], node.input[0]))
                 matmuls += 1
             elif node.op_type == "Gather" and node.input[0] == table:
-                self._embedding(node, numpy_helper.to_array(weights[table]))
+                self._embedding(node, edit.weight(node.input[0]))
                 tables += 1
+            elif node.op_type == "LayerNormalization" and self._moves(node.output[0]):
+                self._moved_normalisation(node)
             else:
-                self.nodes.append(node)
-        self._replace(weights)
+                self._kept(node)
+        edit.finish()
         return Quantized(matmuls, tables)
 
-    def _matmul(self, node: Any, weight: NDArray[np.float32]) -> None:
-        x, name = node.input[0], node.input[1]
-        quantized, scale, column_sums = quantized_matrix(weight, self.largest)
-        rows, token_scale, zero = self._quantized_rows(x, weight.shape[0])
-        product = self._add("MatMulInteger", [rows, self._constant(f"{name}_int8", quantized)])
-        weight_scale = self._constant(f"{name}_scale", scale)
-        scaled = self._scaled(product, weight_scale, self._constant(f"{name}_column_sums", column_sums), zero)
-        result = self._add("Mul", [scaled, token_scale])
-        shape = self._add("Concat", [self._leading_shape(x), self._integers("outputs", [weight.shape[1]])], axis=0)
-        self.nodes.append(helper.make_node("Reshape", [result, shape], [node.output[0]], name=f"{node.name}_int8"))
+    # Layers with numbers of their own
 
-    def _expert_product(self, product: ExpertProduct, weights: dict[str, Any]) -> None:
-        """Rows are quantised before they are cut into parts, and scaled after they are joined: once for all experts."""
-        matrices = [numpy_helper.to_array(weights[name]) for name in product.weights]
-        quantized, scales, sums = zip(*(quantized_matrix(matrix, self.largest) for matrix in matrices), strict=True)
-        rows, token_scale, zero = self._quantized_rows(product.tokens, matrices[0].shape[0])
-        name = product.result
-        parts = [f"{name}_part_{index}" for index in range(len(matrices))]
-        self.nodes.append(helper.make_node("Split", [rows, product.counts], parts, name=f"{name}_parts", axis=0))
-        integers = [
-            self._add("MatMulInteger", [part, self._constant(f"{weight}_int8", matrix)])
-            for part, weight, matrix in zip(parts, product.weights, quantized, strict=True)
-        ]
-        scale = self._add("Gather", [self._constant(f"{name}_scale", np.stack(scales)), product.experts])
-        column_sums = self._add("Gather", [self._constant(f"{name}_column_sums", np.stack(sums)), product.experts])
-        scaled = self._scaled(self._add("Concat", integers, axis=0), scale, column_sums, zero)
-        self.nodes.append(helper.make_node("Mul", [scaled, token_scale], [name], name=f"{name}_int8"))
+    def _linear(self, node: Any, linear: QuantizedLinear) -> None:
+        """The product and the bias that follows it."""
+        edit, name = self.edit, node.input[1]
+        weight = edit.constant(f"{name}_int8", linear.weight.numpy().T.copy())
+        scale = edit.constant(f"{name}_scale", linear.scale.numpy())
+        output, bias = self._with_bias(node, linear)
+        x = node.input[0]
+        if linear.input_scale is None:
+            rows, token_scale, zero = self._rows_with_constant_zero(x, linear)
+            one = edit.constant("one", np.float32(1))
+            wide = edit.add("MatMulIntegerToFloat", [rows, weight, one, scale, zero], domain=MICROSOFT)
+            result = edit.add("Mul", [wide, token_scale])
+        else:
+            weights = edit.add("DequantizeLinear", [weight, scale], axis=1)
+            result = edit.add("MatMul", [self._static_rows(x, linear), weights])
+        # With two axes: ONNX Runtime fuses a one-axis bias with GELU into an operator that is slower than the two.
+        edit.add("Add", [result, edit.constant(f"{output}_bias", bias[None, :])], output)
 
-    def _scaled(self, product: str, scale: str, column_sums: str, zero: str) -> str:
-        """(q . p) * weight_scale - zero * sum(p) * weight_scale; all but the token scale."""
-        wide = self._add("Mul", [self._add("Cast", [product], to=TensorProto.FLOAT), scale])
-        return self._add("Sub", [wide, self._add("Mul", [zero, column_sums])])
+    def _with_bias(self, node: Any, linear: QuantizedLinear) -> tuple[str, NDArray[np.float32]]:
+        """Name of what comes out of a layer, and its bias: that in the graph is replaced by the layer's own."""
+        output = node.output[0]
+        bias = linear.bias.numpy()
+        if (add := self._bias_after(node)) is not None:
+            output = add.output[0]
+            self.done.add(output)
+        return output, bias + self.biases.get(output, np.float32(0))
 
-    def _quantized_rows(self, x: str, width: int) -> tuple[str, str, str]:
-        """Nodes that quantise `x` row by row, made once for all its consumers.
+    def _bias_after(self, node: Any) -> Any:
+        """The node that adds the bias of a product."""
+        readers = self.edit.read_by.get(node.output[0], [])
+        if len(readers) == 1 and readers[0].op_type == "Add":
+            other = next((name for name in readers[0].input if name != node.output[0]), "")
+            if other in self.edit.weights and len(self.edit.weights[other].dims) == 1:
+                return readers[0]
+        return None
 
-        Returns:
-            Names of: uint8 [tokens, width], float32 scale [tokens, 1], float32 zero point [tokens, 1].
-        """
+    def _rows_with_constant_zero(self, x: str, linear: QuantizedLinear) -> tuple[str, str, str]:
+        """Names of uint8 rows, float32 scales [tokens, 1] and the zero point, made once for all readers of `x`."""
+        edit, zero_point = self.edit, linear.zero_point
         if x not in self.rows:
-            last, nothing = self._integers("last_axis", [-1]), self._constant("nothing", np.float32(0))
-            flat = self._add("Reshape", [x, self._integers("rows_of", [-1, width])])
-            # The range includes zero, so that the zero point is a uint8.
-            high = self._add("Max", [self._add("ReduceMax", [flat, last], keepdims=0), nothing])
-            low = self._add("Min", [self._add("ReduceMin", [flat, last], keepdims=0), nothing])
-            span = self._add("Mul", [self._add("Sub", [high, low]), self._constant("step", np.float32(1 / 255))])
-            scale = self._add("Max", [span, self._constant("smallest", _SMALLEST)])
-            zero = self._add("Round", [self._add("Div", [self._add("Neg", [low]), scale])])
-            zero_byte = self._add("Cast", [zero], to=TensorProto.UINT8)
-            rows = self._add("QuantizeLinear", [flat, scale, zero_byte], axis=0)
-            self.rows[x] = rows, self._add("Unsqueeze", [scale, last]), self._add("Unsqueeze", [zero, last])
-        return self.rows[x]
+            last = edit.integers("last_axis", [-1])
+            high = edit.add("ReduceMax", [x if zero_point != 128 else edit.add("Abs", [x]), last], keepdims=1)
+            step = edit.constant(f"step_above_{zero_point}", np.float32(1 / (_LEVELS - zero_point)))
+            scale = edit.add("Mul", [high, step])
+            if linear.least_scale > 0:
+                scale = edit.add("Max", [scale, edit.constant(f"{x}_least_scale", np.float32(linear.least_scale))])
+            rows = edit.add("QuantizeLinear", [x, edit.add("Reshape", [scale, last]), self._zeros(zero_point)], axis=0)
+            self.rows[x] = rows, scale
+        zero = edit.constant(f"zero_point_{zero_point}", np.uint8(zero_point))
+        return *self.rows[x], zero  # type: ignore[return-value]
 
-    def _leading_shape(self, x: str) -> str:
-        """Name of the shape of `x` without its last axis, made once."""
-        name = f"{x}_leading_shape"
-        if all(name not in node.output for node in self.nodes):
-            shape = self._add("Shape", [x])
-            start, end = self._integers("first", [0]), self._integers("last_axis", [-1])
-            self.nodes.append(helper.make_node("Slice", [shape, start, end], [name], name=name))
+    def _zeros(self, zero_point: int) -> str:
+        """Name of the zero point once for every token, made once for the graph: uint8 [tokens]."""
+        name = f"zero_points_{zero_point}"
+        if not any(name in node.output for node in self.edit.nodes):
+            count = self.edit.add("ReduceProd", [self.edit.add("Shape", ["input_ids"])], keepdims=1)
+            once = self.edit.constant(f"zero_point_{zero_point}_once", np.array([zero_point], np.uint8))
+            self.edit.add("Expand", [once, count], name)
         return name
 
-    def _embedding(self, node: Any, table: NDArray[np.float32]) -> None:
-        quantized, scale = quantize_columns(table.T, 127)
-        name = node.input[0]
-        rows = self._add("Gather", [self._constant(f"{name}_int8", quantized.T.copy()), node.input[1]])
-        scales = self._add("Gather", [self._constant(f"{name}_scale", scale[:, None]), node.input[1]])
-        wide = self._add("Cast", [rows], to=TensorProto.FLOAT)
-        self.nodes.append(helper.make_node("Mul", [wide, scales], [node.output[0]], name=f"{node.name}_int8"))
+    def _static_rows(self, x: str, linear: QuantizedLinear) -> str:
+        """Name of the rows after QuantizeLinear and DequantizeLinear, made once for all layers that read `x`."""
+        edit = self.edit
+        if x not in self.rows:
+            scale = edit.constant(f"{x}_scale", np.float32(linear.input_scale))
+            zero = edit.constant(f"{x}_zero_point", np.uint8(linear.zero_point))
+            rows = edit.add("QuantizeLinear", [x, scale, zero])
+            self.rows[x] = (edit.add("DequantizeLinear", [rows, scale, zero]),)
+        return self.rows[x][0]
 
-    def _largest_table(self, weights: dict[str, Any]) -> str | None:
+    # Shift and division, in the layer normalisation before
+
+    def _moves(self, x: str) -> bool:
+        readers = self.readers.get(x, [])
+        return bool(readers) and self.linears[readers[0].output[0]].smoothing is not None
+
+    def _moved_normalisation(self, node: Any) -> None:
+        """The normalisation gives (x - shift) / smoothing; who reads x itself gets it back."""
+        edit, x = self.edit, node.output[0]
+        linear = self.linears[self.readers[x][0].output[0]]
+        assert linear.smoothing is not None and linear.shift is not None
+        smoothing, shift = linear.smoothing.numpy(), linear.shift.numpy()
+        scale, bias = edit.weight(node.input[1]), edit.weight(node.input[2])
+        copy = type(node)()
+        copy.CopyFrom(node)
+        copy.input[1] = edit.constant(f"{node.input[1]}_moved", scale / smoothing)
+        copy.input[2] = edit.constant(f"{node.input[2]}_moved", (bias - shift) / smoothing)
+        edit.nodes.append(copy)
+        others = [reader for reader in edit.read_by[x] if all(reader is not own for own in self.readers[x])]
+        if others:
+            back = edit.add("Mul", [x, edit.constant(f"{x}_smoothing", smoothing)])
+            biased = [self._biased_partner(reader, x) for reader in others]
+            if len(others) == 1 and biased[0] is not None:
+                # The residual connection: the shift goes into the bias of what is added.
+                self.biases[biased[0]] = shift
+            else:
+                back = edit.add("Add", [back, edit.constant(f"{x}_shift", shift)])
+            self.restored[x] = back
+
+    def _biased_partner(self, reader: Any, x: str) -> str | None:
+        """What an Add adds to `x`, where that is a layer with numbers and a bias."""
+        if reader.op_type != "Add":
+            return None
+        partner = next((name for name in reader.input if name != x), "")
+        maker = self.edit.made_by.get(partner)
+        if maker is None or maker.op_type != "Add":
+            return None
+        return partner if any(name in self.linears for name in maker.input) else None
+
+    def _kept(self, node: Any) -> None:
+        copy = type(node)()
+        copy.CopyFrom(node)
+        for index, name in enumerate(node.input):
+            copy.input[index] = self.restored.get(name, name)
+        self.edit.nodes.append(copy)
+
+    # The embedding table
+
+    def _embedding(self, node: Any, table: NDArray[np.float32]) -> None:
+        edit, name = self.edit, node.input[0]
+        quantized, scale = quantize_columns(table.T, 127)
+        rows = edit.add("Gather", [edit.constant(f"{name}_int8", quantized.T.copy()), node.input[1]])
+        scales = edit.add("Gather", [edit.constant(f"{name}_scale", scale[:, None]), node.input[1]])
+        edit.add("Mul", [edit.add("Cast", [rows], to=TensorProto.FLOAT), scales], node.output[0])
+
+    def _largest_table(self) -> str | None:
+        weights = self.edit.weights
         tables = [
             node.input[0]
-            for node in self.graph.node
+            for node in self.edit.graph.node
             if node.op_type == "Gather"
             and node.input[0] in weights
             and len(weights[node.input[0]].dims) == 2
             and weights[node.input[0]].data_type == TensorProto.FLOAT
         ]
         return max(tables, key=lambda name: weights[name].dims[0], default=None)
-
-    def _replace(self, weights: dict[str, Any]) -> None:
-        """Put the new nodes in place, and drop what nothing reads any more."""
-        read = {name for node in self.nodes for name in node.input}
-        kept = [tensor for name, tensor in weights.items() if name in read]
-        del self.graph.node[:], self.graph.initializer[:], self.graph.value_info[:]
-        self.graph.node.extend(self.nodes)
-        self.graph.initializer.extend([*kept, *self.constants.values()])
-
-    def _add(self, operator: str, inputs: Sequence[str], **attributes: Any) -> str:
-        name = f"int8_{len(self.nodes)}_{operator}"
-        self.nodes.append(helper.make_node(operator, inputs, [name], name=name, **attributes))
-        return name
-
-    def _constant(self, name: str, value: Any) -> str:
-        self.constants[name] = numpy_helper.from_array(np.asarray(value), name)
-        return name
-
-    def _integers(self, name: str, values: list[int]) -> str:
-        return self._constant(f"{name}_{'_'.join(str(value) for value in values)}", np.array(values, dtype=np.int64))

@@ -35,8 +35,10 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
-EXPONENTS = (0.5, 0.6, 0.7, 0.8, 0.9)
+EXPONENTS = (0.5, 0.6, 0.7, 0.75, 0.8, 0.85, 0.9)
 ZERO_POINTS = (8, 12, 16, 24, 32, 64, CENTRE)
+# What is left of the error of rounding to the nearest after GPTQ.
+_LEFT_BY_GPTQ = 1 / 3
 _SMALLEST = 1e-5
 _RANGES = 12
 # transformers' name for BERT, RoBERTa, XLM-R and ELECTRA alike: the output layer's inputs are averages of values.
@@ -147,19 +149,16 @@ def _smoothing(
     moved = _moved(group.sample(), shift, None)
     centre = 0 if shift is None else shift
     reach = torch.maximum(group.high - centre, centre - group.low)
-    wanted = moved @ weight.T
     best: tuple[float, Tensor] | None = None
     for exponent in EXPONENTS:
         vector = smoothing_vector(reach, weight.abs().amax(dim=0), exponent)
         inputs, smoothed = moved / vector, weight * vector
-        if static:
-            scale, zero_point = static_range(inputs)
-            seen = fake_quantized(inputs, torch.tensor(scale), zero_point)
-        else:
-            seen = fake_quantized(inputs, token_scales(inputs, CENTRE), CENTRE)
-        scales = weight_scales(smoothed, largest)
-        found = seen @ (round_to_nearest(smoothed, scales, largest).float() * scales[:, None]).T
-        error = float((found - wanted).square().mean())
+        scale, zero_point = static_range(inputs) if static else (None, CENTRE)
+        scales = token_scales(inputs, CENTRE) if scale is None else torch.tensor(scale)
+        of_inputs = (fake_quantized(inputs, scales, zero_point) - inputs) @ smoothed.T
+        weight_scale = weight_scales(smoothed, largest)
+        of_weights = inputs @ (round_to_nearest(smoothed, weight_scale, largest) * weight_scale[:, None] - smoothed).T
+        error = float(of_inputs.square().mean() + _LEFT_BY_GPTQ * of_weights.square().mean())
         if best is None or error < best[0]:
             best = error, vector
     assert best is not None

@@ -88,7 +88,7 @@ def input_statistics(encoder: SentenceTransformer, texts: Sequence[str]) -> list
     groups: dict[str, InputStatistics] = {}
     encoder.eval()
     for start in range(0, len(texts), BATCH):
-        features = encoder.tokenize(texts[start : start + BATCH])
+        features = encoder.preprocess(texts[start : start + BATCH])
         features = {name: value.to(encoder.device) for name, value in features.items() if isinstance(value, Tensor)}
         mask = features["attention_mask"].bool()
         with _observed(encoder) as seen:
