@@ -39,7 +39,7 @@ class GraphEditor:
         self, operator: str, inputs: Sequence[str], output: str | None = None, domain: str = "", **attributes: Any
     ) -> str:
         """Add a node with one output; returns the output's name."""
-        name = output or self._free(f"{inputs[0] or inputs[1]}_{operator}")
+        name = output or self._free(f"{operator}_{len(self.nodes)}")
         self.nodes.append(helper.make_node(operator, inputs, [name], name=name, domain=domain, **attributes))
         return name
 
@@ -74,9 +74,8 @@ class GraphEditor:
             self.model.opset_import.append(helper.make_opsetid(MICROSOFT, 1))
 
     def _free(self, wanted: str) -> str:
-        name, number = wanted, 1
+        name = wanted
         while name in self._taken:
-            number += 1
-            name = f"{wanted}_{number}"
+            name = f"{name}_"
         self._taken.add(name)
         return name

@@ -246,8 +246,8 @@ class _Rewriter:
         scale, bias = edit.weight(node.input[1]), edit.weight(node.input[2])
         copy = type(node)()
         copy.CopyFrom(node)
-        copy.input[1] = edit.constant(f"{node.input[1]}_moved", scale / smoothing)
-        copy.input[2] = edit.constant(f"{node.input[2]}_moved", (bias - shift) / smoothing)
+        copy.input[1] = edit.constant(f"{x}_weight_moved", scale / smoothing)
+        copy.input[2] = edit.constant(f"{x}_bias_moved", (bias - shift) / smoothing)
         edit.nodes.append(copy)
         others = [reader for reader in edit.read_by[x] if all(reader is not own for own in self.readers[x])]
         if others:

@@ -62,7 +62,7 @@ class QuantizedLinear:
 
 def on_cpu(linear: QuantizedLinear) -> QuantizedLinear:
     """The same layer with its tensors on the CPU."""
-    tensors = {name: value.cpu() for name, value in vars(linear).items() if isinstance(value, Tensor)}
+    tensors = {name: value.detach().cpu() for name, value in vars(linear).items() if isinstance(value, Tensor)}
     return replace(linear, **tensors)  # type: ignore[arg-type]
 
 
@@ -91,7 +91,7 @@ def save_quantized_linears(linears: dict[str, QuantizedLinear], path: Path) -> N
         for field in fields(linear):
             if (value := getattr(linear, field.name)) is not None:
                 tensor = value if isinstance(value, Tensor) else torch.tensor(value)
-                tensors[f"{name}:{field.name}"] = tensor.contiguous()
+                tensors[f"{name}:{field.name}"] = tensor.clone()  # layers may share one
     save_file(tensors, path)
 
 

@@ -69,11 +69,14 @@ class InputStatistics:
 
 
 def linear_layers(encoder: SentenceTransformer) -> dict[str, nn.Linear]:
-    """The linear layers of the transformer by name; a router stays as it is: its choices are no matter of precision."""
+    """The linear layers of the transformer by name.
+
+    Without routers, whose choices are no matter of precision, and without a pooler, which no sentence vector uses.
+    """
     return {
         name: module
         for name, module in transformer_of(encoder).named_modules()
-        if isinstance(module, nn.Linear) and "router" not in name
+        if isinstance(module, nn.Linear) and not {"router", "pooler"} & set(name.split("."))
     }
 
 
