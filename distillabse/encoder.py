@@ -173,6 +173,7 @@ class Encoder:
         dtype: Literal["float32", "float16"] = "float32",
         truncate_dim: int | None = None,
         window: int = WINDOW,
+        total: int | None = None,
         show_progress: bool = False,
     ) -> Iterator[Vectors]:
         """Encode any number of texts, also without end, in bounded memory.
@@ -183,6 +184,7 @@ class Encoder:
 
         Args:
             window: Texts that are sorted together; very long texts make it end earlier.
+            total: How many texts there are, for the progress bar, where an iterator cannot tell.
             texts, batch_size, token_budget, normalize, dtype, truncate_dim, show_progress: as in `encode`.
 
         Yields:
@@ -201,9 +203,11 @@ class Encoder:
             raise ValueError(f"truncate_dim must be between 1 and the dimension {self.dimension}, not {truncate_dim}")
         if np.dtype(dtype).name not in ("float32", "float16"):
             raise ValueError(f"dtype must be 'float32' or 'float16', not {dtype!r}")
-        shape = _Form(truncate_dim, normalize, dtype)
+        form = _Form(truncate_dim, normalize, dtype)
         size = _Size(batch_size, token_budget or TOKEN_BUDGET[self._device])
-        return self._stream(texts, window, size, shape, show_progress)
+        if total is None and isinstance(texts, Sized):
+            total = len(texts)
+        return self._stream(texts, total, window, size, form, show_progress)
 
     def tokenize(self, texts: Sequence[str], pad_to: int | None = None) -> dict[str, NDArray[np.int64]]:
         """Make the inputs of the graph for one batch.
@@ -222,10 +226,9 @@ class Encoder:
         return self._graph.run({name: array for name, array in inputs.items() if name in self._graph.inputs})
 
     def _stream(
-        self, texts: Iterable[str], window: int, size: _Size, form: _Form, show_progress: bool
+        self, texts: Iterable[str], total: int | None, window: int, size: _Size, form: _Form, show_progress: bool
     ) -> Iterator[Vectors]:
         """What `encode_stream` yields."""
-        total = len(texts) if isinstance(texts, Sized) else None
         few = total is not None and total <= FEW
         graph = self._graph if few else self._bulk_graph()
 
