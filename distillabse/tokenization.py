@@ -42,7 +42,7 @@ class BundleTokenizer:
         try:
             encodings = self._tokenizer.encode_batch_fast(prompted)
         except TypeError:  # what it says of halves of surrogate pairs
-            encodings = self._tokenizer.encode_batch_fast([_whole_characters(text) for text in prompted])
+            encodings = self._tokenizer.encode_batch_fast([whole_characters(text) for text in prompted])
         return [np.asarray(encoding.ids, dtype=np.int64) for encoding in encodings]
 
     def pad(self, rows: Sequence[NDArray[np.int64]], pad_to: int | None = None) -> dict[str, NDArray[np.int64]]:
@@ -91,7 +91,7 @@ def require_file(folder: Path, file: str) -> Path:
     return folder / file
 
 
-def _whole_characters(text: str) -> str:
+def whole_characters(text: str) -> str:
     """Join the halves of surrogate pairs; a half that stands alone becomes U+FFFD."""
     return text.encode("utf-16-le", "surrogatepass").decode("utf-16-le", "replace")
 
