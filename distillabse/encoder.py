@@ -54,7 +54,7 @@ __all__ = [
 ]
 
 # Padded tokens of a micro-batch: its activations stay in a core's cache. A GPU wants work for thousands of lanes.
-TOKEN_BUDGET = {"cpu": 512, "cuda": 16_384}
+TOKEN_BUDGET = {"cpu": 256, "cuda": 16_384}
 WINDOW = 4096
 # So few texts are encoded at once, without starting threads.
 FEW = 32
@@ -67,8 +67,8 @@ class Encoder:
 
     Args:
         bundle: Folder that `distillabse export` wrote.
-        file: Path of the graph inside the bundle, e.g. "onnx/model.onnx". By default the INT8 graph on a CPU, where
-            the bundle has one, else the fp32 graph.
+        file: Path of the graph inside the bundle, e.g. "onnx/model.onnx". By default the INT8 graph in ONNX Runtime
+            on a CPU, where the bundle has one, else the fp32 graph.
         device: "cpu", or "cuda" for an NVIDIA GPU; a GPU that cannot be used is an error, never a silent fall back.
         threads: Threads of the graph; by default one per physical core that the process may use.
         engine: "onnxruntime", or "openvino" where `distillabse[openvino]` is installed (CPU only).
@@ -92,7 +92,7 @@ class Encoder:
             raise ValueError(f"threads must be at least 1, not {threads}")
         folder = Path(bundle)
         self._tokenizer = BundleTokenizer(folder)
-        self._path = require_file(folder, file or _default_graph(folder, device))
+        self._path = require_file(folder, file or _default_graph(folder, device, engine))
         self._engine, self._device, self._threads = engine, device, threads or usable_cores()
         self._graph = open_graph(self._path, engine, device, self._threads)
         self._loading = threading.Lock()
@@ -332,6 +332,7 @@ def _progress(total: int | None, show: bool) -> Iterator[Callable[[int], None]]:
         yield lambda texts: bar.advance(task, texts)
 
 
-def _default_graph(folder: Path, device: str) -> str:
-    candidates = layout.ONNX_INT8.values() if device == "cpu" else ()
+def _default_graph(folder: Path, device: str, engine: str) -> str:
+    """The INT8 graph where the bundle has one and it runs: its operators are those of ONNX Runtime on a CPU."""
+    candidates = layout.ONNX_INT8.values() if (device, engine) == ("cpu", "onnxruntime") else ()
     return next((file for file in candidates if (folder / file).is_file()), layout.ONNX_FP32)

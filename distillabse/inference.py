@@ -75,10 +75,19 @@ class OpenVinoGraph:
         try:
             self._model = openvino.Core().compile_model(str(path), "CPU", settings)
         except RuntimeError as error:
-            raise InputError(f"OpenVINO cannot load {path}: {error}. Export or download the bundle again.") from error
+            raise InputError(
+                f"OpenVINO cannot load {path} ({_last_line(error)}). Export or download the bundle again."
+            ) from error
         self._of_thread = threading.local()
         self.inputs = frozenset(node.get_any_name() for node in self._model.inputs)
         _require_ours(path, self.inputs, {name for node in self._model.outputs for name in node.get_names()})
+        try:  # OpenVINO 2026.4 compiles quantised graphs that it then cannot run, such as INT8 with a scale per token
+            self.run(dict.fromkeys(self.inputs, np.ones((2, 2), dtype=np.int64)))
+        except RuntimeError as error:
+            raise InputError(
+                f"OpenVINO cannot run {path} ({_last_line(error)}). Choose the fp32 graph, file='onnx/model.onnx', or "
+                "the engine 'onnxruntime'."
+            ) from error
 
     def run(self, inputs: Inputs) -> Vectors:
         """See `Graph`."""
@@ -200,3 +209,8 @@ def _cannot_load(path: Path, reason: str, version: str) -> str:
                 "`distillabse export CONFIG export.opset=18`."
             )
     return f"ONNX Runtime cannot load {path}: {reason}. Export or download the bundle again."
+
+
+def _last_line(error: Exception) -> str:
+    """What OpenVINO's errors say after the places in its source that they come from."""
+    return (str(error).strip().splitlines() or [type(error).__name__])[-1].strip()

@@ -436,6 +436,24 @@ def test_openvino_names_a_graph_that_it_cannot_read(copy):
     assert Encoder(copy, engine="openvino").encode("the")[1] == 0
 
 
+def test_openvino_takes_the_fp32_graph_and_names_one_that_it_cannot_run(copy):
+    pytest.importorskip("openvino")
+    import onnx
+    from onnx import helper
+
+    file = copy / layout.ONNX_INT8["avx2"]
+    token_type_graph(file)
+    assert Encoder(copy, engine="openvino").dimension == 32
+    model = onnx.load(file)
+    shape = helper.make_tensor("shape", onnx.TensorProto.INT64, [2], [7, 3])  # of no batch
+    model.graph.initializer.append(shape)
+    model.graph.node.insert(0, helper.make_node("Reshape", ["input_ids", "shape"], ["reshaped"]))
+    model.graph.node[1].input[0] = "reshaped"
+    onnx.save(model, file)
+    with pytest.raises(InputError, match=r"OpenVINO cannot run .*quint8_avx2\.onnx .*file='onnx/model\.onnx'"):
+        Encoder(copy, engine="openvino", file=layout.ONNX_INT8["avx2"])
+
+
 @pytest.mark.parametrize(("quota", "cores"), [("max 100000", 8), ("350000 100000", 3), ("50000 100000", 1)])
 def test_the_default_number_of_threads_keeps_to_the_container(monkeypatch, tmp_path, quota, cores):
     from distillabse import cores as counted
