@@ -69,6 +69,11 @@ def fastembed_32(bundle: Path, file: str, threads: int) -> Encode:
     return fastembed(bundle, file, threads, batch_size=32)
 
 
+def fastembed_processes(bundle: Path, file: str, threads: int) -> Encode:
+    """Fastembed with a process of one thread for each thread of the others; it starts them anew in every call."""
+    return fastembed(bundle, file, 1, parallel=threads)
+
+
 def plain_loop(bundle: Path, file: str, threads: int) -> Encode:
     """What one writes first: ONNX Runtime in batches of 32 in the order of the texts."""
     import onnxruntime
@@ -101,6 +106,7 @@ ENGINES: dict[str, Callable[[Path, str, int], Encode]] = {
     "distillabse, OpenVINO": distillabse_openvino,
     "fastembed": fastembed,
     "fastembed, batches of 32": fastembed_32,
+    "fastembed, processes": fastembed_processes,
     "sentence-transformers": sentence_transformers,
     "plain loop": plain_loop,
 }

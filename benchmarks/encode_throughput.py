@@ -45,10 +45,11 @@ TARGETS = {"fastembed": 1.3, "sentence-transformers": 1.5}
 ENVIRONMENTS = {
     "fastembed": "fastembed",
     "fastembed, batches of 32": "fastembed",
+    "fastembed, processes": "fastembed",
     "sentence-transformers": "optimum",
 }
 DEFAULT_ENGINES = (OURS, "fastembed", "fastembed, batches of 32", "sentence-transformers", "plain loop")
-OPTIONAL_ENGINES = ("distillabse, OpenVINO",)
+OPTIONAL_ENGINES = ("fastembed, processes", "distillabse, OpenVINO")
 THREAD_VARIABLES = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "RAYON_NUM_THREADS")
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import TYPE_CHECKING, TypeVar
 
@@ -72,7 +72,7 @@ def overlapped(
     prepare: Callable[[Item], list[Callable[[], Result]]],
     workers: int,
     ahead: int = WINDOWS_AHEAD,
-) -> Iterator[list[Result]]:
+) -> Generator[list[Result]]:
     """Run the tasks of every item on `workers` threads, while a thread of its own prepares the tasks of the next.
 
     The tasks of the next item start as soon as a worker is free, so that none waits for the last task of an item. At

@@ -201,7 +201,7 @@ class Encoder:
                 raise ValueError(f"{name} must be at least 1, not {value}")
         if truncate_dim is not None and not 1 <= truncate_dim <= self.dimension:
             raise ValueError(f"truncate_dim must be between 1 and the dimension {self.dimension}, not {truncate_dim}")
-        if np.dtype(dtype).name not in ("float32", "float16"):
+        if dtype not in ("float32", "float16", np.float32, np.float16):
             raise ValueError(f"dtype must be 'float32' or 'float16', not {dtype!r}")
         form = _Form(truncate_dim, normalize, dtype)
         size = _Size(batch_size, token_budget or TOKEN_BUDGET[self._device])
@@ -249,7 +249,8 @@ class Encoder:
             if few:
                 yield from (_in_order([task() for task in prepare(part)]) for part in parts)
             else:
-                yield from map(_in_order, overlapped(parts, prepare, self._workers))
+                with contextlib.closing(overlapped(parts, prepare, self._workers)) as results:
+                    yield from map(_in_order, results)
 
     def _inputs(self, rows: Sequence[NDArray[np.int64]], pad_to: int | None = None) -> dict[str, NDArray[np.int64]]:
         inputs = self._tokenizer.pad(rows, pad_to)

@@ -156,7 +156,7 @@ def test_no_texts_give_no_rows(bundle):
     encoder = Encoder(bundle)
     assert encoder.encode([]).shape == encoder.encode(iter(())).shape == (0, 32)
     assert encoder.encode([], truncate_dim=5, dtype="float16").shape == (0, 5)
-    assert encoder.encode([], dtype="float16").dtype == np.float16
+    assert encoder.encode([], dtype="float16").dtype == encoder.encode([], dtype=np.float16).dtype == np.float16
 
 
 def test_truncated_vectors_have_length_1_unless_that_is_not_wanted(bundle):
@@ -180,6 +180,7 @@ def test_truncated_vectors_have_length_1_unless_that_is_not_wanted(bundle):
         ({"truncate_dim": 0}, "between 1 and the dimension 32, not 0"),
         ({"truncate_dim": 33}, "between 1 and the dimension 32, not 33"),
         ({"dtype": "int8"}, "'float32' or 'float16', not 'int8'"),
+        ({"dtype": "half float"}, "'float32' or 'float16', not 'half float'"),
         ({"window": 0}, "window must be at least 1, not 0"),
     ],
 )
