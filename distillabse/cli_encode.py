@@ -24,25 +24,25 @@ def encode(
         Path | None, typer.Argument(help="File with a text a line; by default standard input.", show_default=False)
     ] = None,
     output: Annotated[
-        Path | None, typer.Option("--output", "-o", help="A .npy or .jsonl file; by default JSONL on standard output.")
+        Path | None,
+        typer.Option("--output", "-o", metavar="FILE", help="A .npy or .jsonl file; by default JSONL on stdout."),
     ] = None,
     file: Annotated[
-        str | None, typer.Option(help="Graph inside the bundle; by default INT8 where there is one.")
+        str | None, typer.Option(metavar="FILE", help="Graph in the bundle; by default INT8 where there is one.")
     ] = None,
-    batch_size: Annotated[
-        int | None, typer.Option(min=1, help="Texts of a micro-batch; by default the token budget decides.")
-    ] = None,
-    token_budget: Annotated[int | None, typer.Option(min=1, help="Tokens of a micro-batch, padding included.")] = None,
+    batch_size: Annotated[int | None, typer.Option(metavar="N", min=1, help="Texts of a micro-batch.")] = None,
+    token_budget: Annotated[int | None, typer.Option(metavar="N", min=1, help="Or its tokens, with padding.")] = None,
     window: Annotated[
-        int | None,
-        typer.Option(min=1, help="Texts sorted together. Results come three windows late: small for live input."),
+        int | None, typer.Option(metavar="N", min=1, help="Texts sorted together; few for live input.")
     ] = None,
-    truncate_dim: Annotated[int | None, typer.Option(min=1, help="Keep this many leading components.")] = None,
-    normalize: Annotated[bool, typer.Option(help="Scale truncated vectors to length 1 again.")] = True,
-    dtype: Annotated[str, typer.Option(help="float32 or float16")] = "float32",
-    threads: Annotated[int | None, typer.Option(min=1, help="By default one per physical core.")] = None,
-    device: Annotated[str, typer.Option(help="cpu or cuda")] = "cpu",
-    engine: Annotated[str, typer.Option(help="onnxruntime or openvino")] = "onnxruntime",
+    truncate_dim: Annotated[
+        int | None, typer.Option(metavar="N", min=1, help="Keep this many leading components.")
+    ] = None,
+    no_normalize: Annotated[bool, typer.Option("--no-normalize", help="Leave truncated vectors as they are.")] = False,
+    dtype: Annotated[str, typer.Option(metavar="NAME", help="float32 or float16")] = "float32",
+    threads: Annotated[int | None, typer.Option(metavar="N", min=1, help="By default one per core.")] = None,
+    device: Annotated[str, typer.Option(metavar="NAME", help="cpu or cuda")] = "cpu",
+    engine: Annotated[str, typer.Option(metavar="NAME", help="onnxruntime or openvino")] = "onnxruntime",
 ) -> None:
     """Turn texts into vectors, in bounded memory however many there are.
 
@@ -69,7 +69,7 @@ def encode(
         "token_budget": token_budget,
         "window": window or WINDOW,
         "truncate_dim": truncate_dim,
-        "normalize": normalize,
+        "normalize": not no_normalize,
         "dtype": dtype,
         "show_progress": output is not None,
     }
