@@ -242,10 +242,12 @@ def bundle(request, encoder, tmp_path_factory):
 
 
 def test_every_kind_keeps_the_vector_and_does_not_depend_on_the_batch(bundle):
-    _, folder, file = bundle
+    kind, folder, file = bundle
     held_out = texts(64, seed=5)
     fp32, int8 = Encoder(folder, file=layout.ONNX_FP32), Encoder(folder, file=file)
-    assert row_cosines(fp32.encode(held_out), int8.encode(held_out)).min() > 0.98
+    cosines = row_cosines(fp32.encode(held_out), int8.encode(held_out))
+    # With one scale for all, a word that calibration has not seen may be cut off.
+    assert cosines.mean() > 0.995 and cosines.min() > (0.95 if kind == "static" else 0.99)
     found = onnx_invariance(int8, held_out)
     assert found["batch_min"] > 0.99999 and found["padding_min"] > 0.99999
 
@@ -255,8 +257,9 @@ def test_every_product_runs_in_integers(bundle, encoder):
     operators = count_after_optimisation(folder / file)
     layers = transformer_of(encoder).config.num_hidden_layers
     assert operators["MatMulNBits" if kind == "block_weights" else "MatMulIntegerToFloat"] == 6 * layers
-    assert operators["DequantizeLinear"] == operators["DynamicQuantizeLinear"] == operators["BiasGelu"] == 0
+    assert operators["DequantizeLinear"] == operators["DynamicQuantizeLinear"] == 0
     if kind != "block_weights":
+        assert operators["BiasGelu"] == 0  # slower than GELU and Add
         assert operators["QuantizeLinear"] == 4 * layers  # query, key and value share one
         assert operators["Gelu"] == layers and operators["LayerNormalization"] == 2 * layers + 1
 
