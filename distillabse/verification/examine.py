@@ -137,4 +137,3 @@ def verify_stage(config: JobConfig, run: RunFolder) -> None:
     with new_folder(run.verify) as folder:
         write_json(folder / run.verification.name, result)
     require_passed(result["gates"], str(run.verification))
-

@@ -52,7 +52,9 @@ def pooling_folders(folder: Path) -> list[Path]:
 def vector_size(folder: Path) -> int:
     """Dimension of a sentence vector as the settings of the modules say: the last Dense, else the pooled states."""
     modules = read_json(folder / layout.MODULES)
-    dense = [read_json(folder / module["path"] / layout.MODEL_SETTINGS) for module in modules if _kind(module) == "Dense"]
+    dense = [
+        read_json(folder / module["path"] / layout.MODEL_SETTINGS) for module in modules if _kind(module) == "Dense"
+    ]
     if dense:
         return int(dense[-1]["out_features"])
     settings = read_json(pooling_folders(folder)[0] / layout.MODEL_SETTINGS)
@@ -68,7 +70,10 @@ def _missing(folder: Path) -> Iterator[str]:
         yield "model.safetensors"
     if (folder / layout.MODULES).is_file():
         for module in read_json(folder / layout.MODULES):
-            if _kind(module) in ("Pooling", "Dense") and not (folder / module["path"] / layout.MODEL_SETTINGS).is_file():
+            if (
+                _kind(module) in ("Pooling", "Dense")
+                and not (folder / module["path"] / layout.MODEL_SETTINGS).is_file()
+            ):
                 yield f"{module['path']}/{layout.MODEL_SETTINGS}"
 
 

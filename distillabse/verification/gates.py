@@ -46,7 +46,9 @@ class Gate:
 
 def at_least(gate: str, artefact: str, value: float, limit: float, where: str | None = None, detail: str = "") -> Gate:
     """Passed where `value` >= `limit`; never where it is not finite."""
-    return Gate(gate, artefact, where, _finite(value), limit, _is_finite(value) and value >= limit, detail=detail or None)
+    return Gate(
+        gate, artefact, where, _finite(value), limit, _is_finite(value) and value >= limit, detail=detail or None
+    )
 
 
 def at_most(gate: str, artefact: str, value: float, limit: float, where: str | None = None, detail: str = "") -> Gate:
@@ -100,7 +102,7 @@ class Findings:
     def result(self) -> dict[str, Any]:
         """What is written as JSON: the sections, "gates" and "passed"."""
         gates = [asdict(gate) for gate in self.gates]
-        return plain({**self.sections, "gates": gates, "passed": not failed_gates(gates)})
+        return {**plain(self.sections), "gates": gates, "passed": not failed_gates(gates)}
 
 
 def run_checks(checks: Sequence[Check], findings: Findings) -> None:

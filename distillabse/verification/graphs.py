@@ -66,7 +66,9 @@ def _breaches(model: Any, promised_opset: int | None) -> Iterator[str]:
         yield f"written by {model.producer_name or 'nobody'!r}, not by {PRODUCER}"
     for function in model.functions:
         yield f"a function of its own, {function.name}"
-    for operator in sorted({f"{node.domain}.{node.op_type}" for node in model.graph.node if node.domain not in _DOMAINS}):
+    for operator in sorted(
+        {f"{node.domain}.{node.op_type}" for node in model.graph.node if node.domain not in _DOMAINS}
+    ):
         yield f"operator {operator} of an unknown domain"
     yield from _interface_breaches(model.graph)
 

@@ -24,12 +24,13 @@ ODD_TEXTS = {
     "empty": "",
     "a space": " ",
     "white space": " \t\r\n\u00a0\u2003\u3000",
-    "emoji": "😀 👍🏽 👩‍👩‍👧‍👦 🏳️‍🌈 🇬🇪🇯🇵 1️⃣",
+    "emoji": "😀 👍🏽 👩\u200d👩\u200d👧\u200d👦 🏳\ufe0f\u200d🌈 🇬🇪🇯🇵 1\ufe0f⃣",
     "10,000 characters": ("The same sentence again and again. " * 286)[:10_000],
     "10,000 characters without a space": "ab" * 5_000,
-    "10,000 emoji": "👩‍👩‍👧‍👦" * 1_429,
+    "10,000 characters of emoji": "👩\u200d👩\u200d👧\u200d👦" * 1_429,
     "mixed scripts": "The поезд 列車 قطار रेलगाड़ी მატარებელი τρένο 기차 is late",
-    "right to left with marks": "\u202eabc\u202c \u200fשָׁלוֹם\u200e مَرْحَبًا \u2067١٢٣\u2069",
+    "right to left with marks": "\u202eabc\u202c \u200f\u05e9\u05c1\u05dc\u05d5\u05dd\u200e "
+    "\u0645\u064e\u0631\u0652\u062d\u064e\u0628\u064b\u0627 \u2067\u0661\u0662\u0663\u2069",
     "accents composed": unicodedata.normalize("NFC", _ACCENTS),
     "accents decomposed": unicodedata.normalize("NFD", _ACCENTS),
     "stacked marks": "Z" + "\u0301\u0316\u0327" * 40,
@@ -118,12 +119,17 @@ def examine_odd_texts(subject: Subject, artefact: str, limits: GatesConfig) -> O
         _least("odd texts, least cosine in a batch", artefact, figures, "batch", limits.invariance_min),
     ]
     if artefact != TORCH:
-        gates += [_same_tokens(subject, artefact, list(alone)), none_of("wrong types taken for texts", artefact, _taken(subject, artefact))]
+        gates += [
+            _same_tokens(subject, artefact, list(alone)),
+            none_of("wrong types taken for texts", artefact, _taken(subject, artefact)),
+        ]
     if artefact == FP32:
         for name in set(alone) - {_SURROGATES}:
             found = row_cosines(alone[name], subject.encode(TORCH, [ODD_TEXTS[name]]))
             figures[name]["torch"] = float(found[0])
-        gates.append(_least("odd texts, least cosine to torch", artefact, figures, "torch", limits.onnx_fp32_to_torch_min))
+        gates.append(
+            _least("odd texts, least cosine to torch", artefact, figures, "torch", limits.onnx_fp32_to_torch_min)
+        )
     return Outcome(gates, figures)
 
 

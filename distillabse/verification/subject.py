@@ -168,4 +168,3 @@ class Subject:
     def most_compressed(self) -> str:
         """The artefact that was changed most: the last graph, or PyTorch where there is none."""
         return self.graphs[-1].artefact if self.graphs else TORCH
-

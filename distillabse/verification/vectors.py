@@ -104,7 +104,9 @@ def examine_invariance(subject: Subject, artefact: str, limits: GatesConfig) -> 
         "batch_min": _least(alone, together),
         "padding_min": _least(alone, padded),
         "order_min": _least(alone, reordered),
-        "twins_min": min((_least(*np.split(pair, 2)) for pair in twins), key=lambda value: np.nan_to_num(value, nan=-2.0)),
+        "twins_min": min(
+            (_least(*np.split(pair, 2)) for pair in twins), key=lambda value: np.nan_to_num(value, nan=-2.0)
+        ),
     }
     return Outcome(
         [

@@ -24,12 +24,10 @@ def gates_table(result: Mapping[str, Any]) -> Table:
         shown = found if gate["passed"] else f"[bold red]✗ {found}[/bold red]"
         rows.setdefault((gate["gate"], needs), {})[gate["artefact"]] = shown
     passed = sum(gate["passed"] for gate in gates)
-    table = figures_table(
-        f"{passed} of {len(gates)} gates passed", None, ["gate"], ["needs", *(name.replace("-", "\n") for name in artefacts)],
-        narrow=True,
-    )  # fmt: skip
-    for (gate, needs), found in rows.items():
-        table.add_row(gate, needs, *(found.get(artefact, "") for artefact in artefacts))
+    headings = ["needs", *(name.replace("-", "\n") for name in artefacts)]
+    table = figures_table(f"{passed} of {len(gates)} gates passed", None, ["gate"], headings, narrow=True)
+    for (name, needs), by_artefact in rows.items():
+        table.add_row(name, needs, *(by_artefact.get(artefact, "") for artefact in artefacts))
     return table
 
 
