@@ -4,48 +4,79 @@
     vectors = encoder.encode(["Where is the station?", "Wo ist der Bahnhof?"])
     similarity = vectors @ vectors.T
 
-This file is also the recipe for services in other languages: tokenise, pad, run the graph, take `sentence_embedding`.
+`tokenize` and `run` are also the recipe for services in other languages: tokenise, pad, run the graph, take
+`sentence_embedding`.
 """
 
 from __future__ import annotations
 
 import contextlib
-import sys
-from collections.abc import Mapping, Sequence
-from functools import cached_property
+import threading
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence, Sized
+from functools import cached_property, partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 import numpy as np
-from rich.progress import track
-from tokenizers import Tokenizer, normalizers
 
 from distillabse import layout
-from distillabse.errors import ConfigurationError, InputError
-from distillabse.storage import read_json
+from distillabse.batching import micro_batches, overlapped, windows
+from distillabse.cores import usable_cores
+from distillabse.inference import (
+    OUTPUT,
+    PROVIDERS,
+    Device,
+    EngineName,
+    Graph,
+    import_onnxruntime,
+    open_graph,
+    preload_cuda,
+    session,
+    session_options,
+)
+from distillabse.tokenization import BundleTokenizer, load_tokenizer, require_file
 
 if TYPE_CHECKING:
-    import onnxruntime
     from numpy.typing import NDArray
 
-PROVIDERS = {"cpu": ["CPUExecutionProvider"], "cuda": ["CUDAExecutionProvider", "CPUExecutionProvider"]}
-OUTPUT = "sentence_embedding"
-TEXTS_PER_CALL = 10_000
+    Vectors = NDArray[Any]  # float32 or float16, as `dtype` says
+    _Part = tuple[NDArray[np.intp], Vectors]
+
+__all__ = [
+    "OUTPUT",
+    "PROVIDERS",
+    "Encoder",
+    "import_onnxruntime",
+    "load_tokenizer",
+    "preload_cuda",
+    "session",
+    "session_options",
+]
+
+# Padded tokens of a micro-batch: its activations stay in a core's cache. A GPU wants work for thousands of lanes.
+TOKEN_BUDGET = {"cpu": 512, "cuda": 16_384}
+WINDOW = 4096
+# So few texts are encoded at once, without starting threads.
+FEW = 32
 
 
 class Encoder:
     """Turns texts into sentence vectors with one ONNX graph of a bundle.
+
+    One encoder may be used from several threads at a time.
 
     Args:
         bundle: Folder that `distillabse export` wrote.
         file: Path of the graph inside the bundle, e.g. "onnx/model.onnx". By default the INT8 graph on a CPU, where
             the bundle has one, else the fp32 graph.
         device: "cpu", or "cuda" for an NVIDIA GPU; a GPU that cannot be used is an error, never a silent fall back.
-        threads: Threads of the graph; by default one per physical core.
+        threads: Threads of the graph; by default one per physical core that the process may use.
+        engine: "onnxruntime", or "openvino" where `distillabse[openvino]` is installed (CPU only).
 
     Raises:
-        InputError: a file of the bundle is missing or cannot be read.
-        ConfigurationError: ONNX Runtime is not installed, or `device` cannot be used.
+        InputError: a file of the bundle is missing or cannot be read, or the graph is not an encoder of ours.
+        ConfigurationError: the engine is not installed, or `device` cannot be used.
+        ValueError: `threads` is not positive.
     """
 
     def __init__(
@@ -53,52 +84,126 @@ class Encoder:
         bundle: str | Path,
         *,
         file: str | None = None,
-        device: Literal["cpu", "cuda"] = "cpu",
+        device: Device = "cpu",
         threads: int | None = None,
+        engine: EngineName = "onnxruntime",
     ) -> None:
+        if threads is not None and threads < 1:
+            raise ValueError(f"threads must be at least 1, not {threads}")
         folder = Path(bundle)
-        self._tokenizer = load_tokenizer(folder)
-        self._pad_id = _pad_id(self._tokenizer, folder)
-        self._prompt = _default_prompt(folder)
-        graph = _require(folder, file or _default_graph(folder, device))
-        self._session = session(graph, device, threads)
-        self._inputs = {node.name for node in self._session.get_inputs()}
-        if OUTPUT not in {node.name for node in self._session.get_outputs()}:
-            raise InputError(f"{graph} has no output {OUTPUT!r}. Export the model with `distillabse export`.")
+        self._tokenizer = BundleTokenizer(folder)
+        self._path = require_file(folder, file or _default_graph(folder, device))
+        self._engine, self._device, self._threads = engine, device, threads or usable_cores()
+        self._graph = open_graph(self._path, engine, device, self._threads)
+        self._loading = threading.Lock()
+        self._graph_of_workers: Graph | None = None
 
     @property
     def max_length(self) -> int:
         """Longest input in tokens; longer texts are cut."""
-        truncation = self._tokenizer.truncation
-        assert truncation is not None  # load_tokenizer sets it
-        return int(truncation["max_length"])
+        return self._tokenizer.max_length
 
     @cached_property
     def dimension(self) -> int:
         """Length of a sentence vector."""
         return int(self.run(self.tokenize([""])).shape[1])
 
-    def encode(self, texts: Sequence[str], batch_size: int = 32, show_progress: bool = False) -> NDArray[np.float32]:
-        """Encode texts in batches of similar length.
+    def encode(
+        self,
+        texts: Iterable[str] | str,
+        *,
+        batch_size: int | None = None,
+        token_budget: int | None = None,
+        normalize: bool = True,
+        dtype: Literal["float32", "float16"] = "float32",
+        truncate_dim: int | None = None,
+        show_progress: bool = False,
+    ) -> Vectors:
+        """Encode texts in micro-batches of like length, several at a time, while the next texts are tokenised.
+
+        A vector does not depend on the other texts. Halves of a surrogate pair that stand alone, which UTF-8 cannot
+        hold, count as U+FFFD.
+
+        Args:
+            texts: A list, tuple, array, column of a data frame or generator of texts; or one text.
+            batch_size: Texts of a micro-batch; by default as many as fit into `token_budget`.
+            token_budget: Tokens of a micro-batch, padding included.
+            normalize: Scale what `truncate_dim` cut to length 1 again. Whole vectors always have length 1: the graph
+                ends with the normalisation.
+            dtype: "float32" or "float16"; computed in float32.
+            truncate_dim: Keep this many leading components, for models trained with a Matryoshka objective.
+            show_progress: Show a bar on standard error.
 
         Returns:
-            float32 array [number of texts, dimension], in the order of `texts`; rows have length 1.
+            Array [number of texts, dimension or `truncate_dim`], in the order of `texts`; for one text [dimension].
 
         Raises:
-            TypeError: `texts` is one string, or one of them is not a string.
-            ValueError: `batch_size` is not positive.
+            TypeError: one of the texts is not a string.
+            ValueError: an argument is out of its range.
         """
-        if batch_size < 1:
-            raise ValueError(f"batch_size must be at least 1, not {batch_size}")
-        rows = self._token_ids(texts)
-        # Longest first: what needs most memory is met at once, and the estimate of the time left errs on the high side.
-        order = np.argsort([-len(row) for row in rows], kind="stable")
-        vectors = np.empty((len(rows), self.dimension), dtype=np.float32)
-        starts = range(0, len(rows), batch_size)
-        for start in track(starts, "encoding", disable=not show_progress):
-            chosen = order[start : start + batch_size]
-            vectors[chosen] = self.run(self._pad([rows[index] for index in chosen]))
+        if isinstance(texts, str):
+            vector: Vectors = self.encode([texts], normalize=normalize, dtype=dtype, truncate_dim=truncate_dim)[0]
+            return vector
+        parts = self.encode_stream(
+            texts,
+            batch_size=batch_size,
+            token_budget=token_budget,
+            normalize=normalize,
+            dtype=dtype,
+            truncate_dim=truncate_dim,
+            show_progress=show_progress,
+        )
+        width = truncate_dim or self.dimension
+        if not isinstance(texts, Sized):
+            return np.concatenate([np.empty((0, width), dtype=dtype), *parts])
+        vectors = np.empty((len(texts), width), dtype=dtype)
+        done = 0
+        for part in parts:
+            vectors[done : done + len(part)] = part
+            done += len(part)
         return vectors
+
+    def encode_stream(
+        self,
+        texts: Iterable[str],
+        *,
+        batch_size: int | None = None,
+        token_budget: int | None = None,
+        normalize: bool = True,
+        dtype: Literal["float32", "float16"] = "float32",
+        truncate_dim: int | None = None,
+        window: int = WINDOW,
+        show_progress: bool = False,
+    ) -> Iterator[Vectors]:
+        """Encode any number of texts, also without end, in bounded memory.
+
+        Texts are sorted by length within a window. At most four windows are held: one that is yielded, one that is
+        encoded and two that are read and tokenised ahead. So the first vectors come when three windows are read, or
+        the texts end; a source that is slow wants a small `window`.
+
+        Args:
+            window: Texts that are sorted together; very long texts make it end earlier.
+            texts, batch_size, token_budget, normalize, dtype, truncate_dim, show_progress: as in `encode`.
+
+        Yields:
+            Array [texts of a window, dimension], window by window, in the order of `texts`.
+
+        Raises:
+            TypeError: one of the texts is not a string; vectors of earlier windows may have been yielded by then.
+            ValueError: an argument is out of its range; raised by the call itself.
+        """
+        if isinstance(texts, (str, bytes)):
+            raise TypeError(f"a list of texts is needed, not one {type(texts).__name__}: give [text]")
+        for name, value in (("batch_size", batch_size), ("token_budget", token_budget), ("window", window)):
+            if value is not None and value < 1:
+                raise ValueError(f"{name} must be at least 1, not {value}")
+        if truncate_dim is not None and not 1 <= truncate_dim <= self.dimension:
+            raise ValueError(f"truncate_dim must be between 1 and the dimension {self.dimension}, not {truncate_dim}")
+        if np.dtype(dtype).name not in ("float32", "float16"):
+            raise ValueError(f"dtype must be 'float32' or 'float16', not {dtype!r}")
+        shape = _Form(truncate_dim, normalize, dtype)
+        size = _Size(batch_size, token_budget or TOKEN_BUDGET[self._device])
+        return self._stream(texts, window, size, shape, show_progress)
 
     def tokenize(self, texts: Sequence[str], pad_to: int | None = None) -> dict[str, NDArray[np.int64]]:
         """Make the inputs of the graph for one batch.
@@ -110,153 +215,120 @@ class Encoder:
         Returns:
             For each input of the graph an int64 array [number of texts, tokens].
         """
-        return self._pad(self._token_ids(texts), pad_to)
+        return self._inputs(self._tokenizer.token_ids(texts), pad_to)
 
     def run(self, inputs: Mapping[str, NDArray[np.int64]]) -> NDArray[np.float32]:
         """Run the graph on what `tokenize` gave; returns float32 [number of texts, dimension]."""
-        declared = {name: array for name, array in inputs.items() if name in self._inputs}
-        vectors: NDArray[np.float32] = self._session.run([OUTPUT], declared)[0]
-        return vectors
+        return self._graph.run({name: array for name, array in inputs.items() if name in self._graph.inputs})
 
-    def _token_ids(self, texts: Sequence[str]) -> list[NDArray[np.int64]]:
-        if isinstance(texts, str):
-            raise TypeError("a list of texts is needed, not one string: write encode([text])")
-        wrong = next((index for index, text in enumerate(texts) if not isinstance(text, str)), None)
-        if wrong is not None:
-            raise TypeError(f"text {wrong} is {texts[wrong]!r}, not a string: drop it, or convert it with str()")
-        return [
-            np.asarray(encoding.ids, dtype=np.int64)
-            for start in range(0, len(texts), TEXTS_PER_CALL)
-            for encoding in self._tokenizer.encode_batch_fast(
-                [self._prompt + text for text in texts[start : start + TEXTS_PER_CALL]]
-            )
-        ]
+    def _stream(
+        self, texts: Iterable[str], window: int, size: _Size, form: _Form, show_progress: bool
+    ) -> Iterator[Vectors]:
+        """What `encode_stream` yields."""
+        total = len(texts) if isinstance(texts, Sized) else None
+        few = total is not None and total <= FEW
+        graph = self._graph if few else self._bulk_graph()
 
-    def _pad(self, rows: Sequence[NDArray[np.int64]], pad_to: int | None = None) -> dict[str, NDArray[np.int64]]:
-        width = max((pad_to or 0, *(len(row) for row in rows)))
-        input_ids = np.full((len(rows), width), self._pad_id, dtype=np.int64)
-        attention_mask = np.zeros_like(input_ids)
-        for index, row in enumerate(rows):
-            input_ids[index, : len(row)] = row
-            attention_mask[index, : len(row)] = 1
-        inputs = {"input_ids": input_ids, "attention_mask": attention_mask}
-        if "token_type_ids" in self._inputs:
-            inputs["token_type_ids"] = np.zeros_like(input_ids)
+        def prepare(part: list[str]) -> list[Callable[[], _Part]]:
+            rows = self._tokenizer.token_ids(part)
+            return [
+                partial(encode_rows, rows, chosen)
+                for chosen in micro_batches([len(row) for row in rows], size.batch_size, size.token_budget)
+            ]
+
+        def encode_rows(rows: list[NDArray[np.int64]], chosen: NDArray[np.intp]) -> _Part:
+            vectors = form.of(graph.run(self._inputs([rows[index] for index in chosen])))
+            advance(len(chosen))
+            return chosen, vectors
+
+        with _progress(total, show_progress) as advance:
+            parts = windows(texts, window)
+            if few:
+                yield from (_in_order([task() for task in prepare(part)]) for part in parts)
+            else:
+                yield from map(_in_order, overlapped(parts, prepare, self._workers))
+
+    def _inputs(self, rows: Sequence[NDArray[np.int64]], pad_to: int | None = None) -> dict[str, NDArray[np.int64]]:
+        inputs = self._tokenizer.pad(rows, pad_to)
+        if "token_type_ids" in self._graph.inputs:
+            inputs["token_type_ids"] = np.zeros_like(inputs["input_ids"])
         return inputs
 
+    @property
+    def _workers(self) -> int:
+        """How many micro-batches are encoded at a time."""
+        return self._threads if self._device == "cpu" else 1
 
-def load_tokenizer(folder: Path) -> Tokenizer:
-    """The tokenizer of a bundle, which cuts at `max_seq_length` and lower-cases where the model wants it.
+    def _bulk_graph(self) -> Graph:
+        """The graph for `_workers` calls at a time, with one thread each.
 
-    Raises:
-        InputError: tokenizer.json or sentence_bert_config.json is missing or cannot be read.
-    """
-    file = _require(folder, layout.TOKENIZER)
-    settings_file = _require(folder, layout.TRANSFORMER_SETTINGS)
-    settings = read_json(settings_file)
-    if "max_seq_length" not in settings:
-        raise InputError(f"{settings_file} does not say `max_seq_length`. Export the model with `distillabse export`.")
-    try:
-        tokenizer = Tokenizer.from_file(str(file))
-    except Exception as error:  # `tokenizers` raises bare Exception
-        raise InputError(f"{file} is not a tokenizer ({error}). Export or download the bundle again.") from None
-    if settings.get("do_lower_case"):
-        steps = [tokenizer.normalizer] if tokenizer.normalizer else []
-        tokenizer.normalizer = normalizers.Sequence([normalizers.Lowercase(), *steps])
-    tokenizer.enable_truncation(max_length=settings["max_seq_length"])
-    return tokenizer
+        Threads that share a call wait for each other after every operator; with a call each, none waits.
+        """
+        if self._workers == 1:
+            return self._graph
+        with self._loading:
+            if self._graph_of_workers is None:
+                self._graph_of_workers = open_graph(
+                    self._path, self._engine, self._device, self._threads, calls=self._workers
+                )
+            return self._graph_of_workers
 
 
-def session(
-    path: Path, device: Literal["cpu", "cuda"] = "cpu", threads: int | None = None
-) -> onnxruntime.InferenceSession:
-    """Load a graph for inference on exactly the device that is asked for.
+class _Size(NamedTuple):
+    """How large a micro-batch is."""
 
-    Raises:
-        InputError: the graph cannot be loaded.
-        ConfigurationError: ONNX Runtime is not installed, or the GPU cannot be used.
-    """
-    if device not in PROVIDERS:
-        raise ConfigurationError(f"{device!r} is not a device: choose 'cpu' or 'cuda'.")
-    runtime = import_onnxruntime()
-    if device == "cuda":
-        preload_cuda(runtime)
-    try:
-        loaded = runtime.InferenceSession(str(path), session_options(threads), providers=PROVIDERS[device])
-    except Exception as error:  # ONNX Runtime's errors share no base class
-        raise InputError(f"ONNX Runtime cannot load {path}: {error}. Export or download the bundle again.") from error
-    # onnxruntime-gpu lists CUDA on machines without a GPU, and then falls back to the CPU in silence.
-    if (used := loaded.get_providers()[0]) != PROVIDERS[device][0]:
-        raise ConfigurationError(
-            f"A GPU was asked for, but ONNX Runtime uses {used}. Install exactly one runtime with "
-            "`pip uninstall -y onnxruntime onnxruntime-gpu` and then `pip install 'distillabse[gpu]'`, check the "
-            "driver with `nvidia-smi`, and see `distillabse doctor`; or choose the device 'cpu'."
-        )
-    return loaded
+    batch_size: int | None
+    token_budget: int
 
 
-def session_options(threads: int | None = None) -> onnxruntime.SessionOptions:
-    """How every graph is run: one operator after the other, each on `threads` threads (default: one per core)."""
-    runtime = import_onnxruntime()
-    options = runtime.SessionOptions()
-    options.execution_mode = runtime.ExecutionMode.ORT_SEQUENTIAL
-    if threads is not None:
-        options.intra_op_num_threads = threads
-    return options
+class _Form(NamedTuple):
+    """What vectors look like in the end."""
+
+    truncate_dim: int | None
+    normalize: bool
+    dtype: str
+
+    def of(self, vectors: NDArray[np.float32]) -> Vectors:
+        """Cut, scale to length 1, and convert rows of the graph's output."""
+        if self.truncate_dim is not None:
+            vectors = vectors[:, : self.truncate_dim]
+            if self.normalize:
+                vectors = vectors / np.maximum(np.linalg.norm(vectors, axis=1, keepdims=True), 1e-12)
+        return vectors.astype(self.dtype, copy=False)
 
 
-def import_onnxruntime() -> Any:
-    """The `onnxruntime` module.
-
-    Raises:
-        ConfigurationError: it is not installed.
-    """
-    try:
-        import onnxruntime
-    except ImportError as error:
-        raise ConfigurationError(
-            f"ONNX Runtime cannot be imported ({error}). Install exactly one of its two builds: "
-            "`pip install 'distillabse[cpu]'`, or `pip install 'distillabse[gpu]'` for NVIDIA GPUs."
-        ) from error
-    return onnxruntime
+def _in_order(parts: Sequence[_Part]) -> Vectors:
+    """Put the vectors of all micro-batches of a window into the order of its texts."""
+    order, vectors = (np.concatenate(column) for column in zip(*parts, strict=True))
+    placed = np.empty_like(vectors)
+    placed[order] = vectors
+    return placed
 
 
-def preload_cuda(runtime: Any) -> None:
-    """Let ONNX Runtime find the CUDA and cuDNN libraries that were installed with pip."""
-    with contextlib.redirect_stdout(sys.stderr):  # it prints what it does not find
-        runtime.preload_dlls()
+@contextlib.contextmanager
+def _progress(total: int | None, show: bool) -> Iterator[Callable[[int], None]]:
+    """Show how many texts are done, how fast, and the time left; yields what counts finished texts."""
+    if not show:
+        yield lambda texts: None
+        return
+    # Not imported at the top: it costs more than everything else here but ONNX Runtime and numpy.
+    from rich.console import Console
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, ProgressColumn, Task, TimeRemainingColumn
+    from rich.text import Text
+
+    class Rate(ProgressColumn):
+        """Texts a second."""
+
+        def render(self, task: Task) -> Text:
+            speed = task.finished_speed or task.speed
+            return Text("" if speed is None else f"{speed:,.0f} texts/s")
+
+    columns = (BarColumn(), MofNCompleteColumn(), Rate(), TimeRemainingColumn())
+    with Progress("encoding", *columns, console=Console(stderr=True)) as bar:
+        task = bar.add_task("encoding", total=total)
+        yield lambda texts: bar.advance(task, texts)
 
 
 def _default_graph(folder: Path, device: str) -> str:
     candidates = layout.ONNX_INT8.values() if device == "cpu" else ()
     return next((file for file in candidates if (folder / file).is_file()), layout.ONNX_FP32)
-
-
-def _require(folder: Path, file: str) -> Path:
-    """The path of a file that a bundle cannot do without."""
-    if not folder.is_dir():
-        raise InputError(f"There is no bundle {folder}. Give the folder that `distillabse export` wrote.")
-    if not (folder / file).is_file():
-        raise InputError(f"The bundle {folder} has no {file}. Export or download it again.")
-    return folder / file
-
-
-def _default_prompt(folder: Path) -> str:
-    """The prompt that belongs before every text, where the model has one."""
-    path = folder / layout.SENTENCE_TRANSFORMERS_SETTINGS
-    settings = read_json(path) if path.is_file() else {}
-    name = settings.get("default_prompt_name")
-    return str(settings["prompts"][name]) if name else ""
-
-
-def _pad_id(tokenizer: Tokenizer, folder: Path) -> int:
-    """The id of the padding token; switches off the padding that tokenizer.json may ask for."""
-    if padding := tokenizer.padding:
-        tokenizer.no_padding()
-        return int(padding["pad_id"])
-    file = _require(folder, layout.TOKENIZER_SETTINGS)
-    token = read_json(file).get("pad_token")
-    number = tokenizer.token_to_id(token["content"] if isinstance(token, dict) else token or "")
-    if number is None:
-        raise InputError(f"{file} names no `pad_token` of the vocabulary. Export or download the bundle again.")
-    return int(number)

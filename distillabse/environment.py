@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 import psutil
 from rich.table import Table
 
+from distillabse.cores import usable_cores as usable_cores
 from distillabse.encoder import import_onnxruntime, preload_cuda
 from distillabse.errors import ConfigurationError
 
@@ -61,12 +62,6 @@ def cpu_flags() -> list[str]:
     """The CPU's flags that decide how fast INT8 and bfloat16 are; empty where the system does not tell."""
     present = (_cpu_field("flags") or _cpu_field("Features") or "").split()
     return [flag for flag in X86_FLAGS + ARM_FLAGS if flag in present]
-
-
-def usable_cores() -> int:
-    """Physical cores that this process may use."""
-    allowed = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else psutil.cpu_count() or 1
-    return min(allowed, psutil.cpu_count(logical=False) or allowed)
 
 
 def bf16_is_fast() -> bool:
