@@ -123,7 +123,7 @@ def test_files_that_disagree_on_the_greatest_length_are_caught(bundle, texts):
 def test_a_reader_that_cuts_at_another_place_is_caught(bundle, texts):
     subject = Subject(bundle, texts, "texts")
     subject.student.max_seq_length = 20
-    subject.encoder(FP32)._tokenizer.enable_truncation(63)
+    subject.encoder(FP32)._tokenizer._tokenizer.enable_truncation(63)
     findings = findings_of(subject, ["truncation"])
     found = {(gate.gate, gate.artefact): gate.value for gate in findings.gates if not gate.passed}
     assert found["long texts not cut to their first tokens", TORCH] == 4
@@ -136,7 +136,7 @@ def test_a_reader_that_cuts_at_another_place_is_caught(bundle, texts):
 
 def test_a_reader_with_other_tokens_is_caught(bundle, texts):
     subject = Subject(bundle, texts, "texts")
-    subject.encoder(FP32)._tokenizer.normalizer = normalizers.Lowercase()
+    subject.encoder(FP32)._tokenizer._tokenizer.normalizer = normalizers.Lowercase()
     findings = findings_of(subject, ["odd_texts"])
     gates = {(gate.gate, gate.artefact): gate for gate in findings.gates if not gate.passed}
     assert "mixed scripts" in gates["odd texts, other tokens than in torch", FP32].detail

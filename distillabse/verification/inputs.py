@@ -40,7 +40,7 @@ ODD_TEXTS = {
     "unknown characters": "\U00013000\U00013001 \U00012000 \U0010fffd\U0010fffe",
     "markup": "<script>alert('[CLS] [SEP] [PAD] <s> </s> <pad>')</script>",
 }
-_WRONG_TYPES: tuple[Any, ...] = ("a string", [None], [b"bytes"], [1], [["nested"]])
+_WRONG_TYPES: tuple[Any, ...] = (None, b"bytes", [None], [b"bytes"], [1], [["nested"]])
 _NEIGHBOURS = 8
 _FEW_TOKENS = ("a", "the", "1", ".", "é", "中", "A")
 _SURPLUS = 2
@@ -105,7 +105,7 @@ def examine_odd_texts(subject: Subject, artefact: str, limits: GatesConfig) -> O
             alone[name] = subject.encode(artefact, [text])
         except Exception as error:  # whatever a tokenizer raises: the other texts are examined all the same
             figures[name] = {"error": f"{type(error).__name__}: {first_line(error)}"}
-    batch = subject.encode(artefact, [*(ODD_TEXTS[name] for name in alone), *subject.sample[:_NEIGHBOURS]])
+    batch = subject.encode_batch(artefact, [*(ODD_TEXTS[name] for name in alone), *subject.sample[:_NEIGHBOURS]])
     for (name, vector), other in zip(alone.items(), batch, strict=False):
         length = float(np.linalg.norm(vector.astype(np.float64)))
         figures[name] = {"length": length, "batch": float(row_cosines(vector, other[None])[0])}

@@ -128,7 +128,8 @@ def examine_threads(subject: Subject, graph: Graph, limits: GatesConfig) -> Outc
     runs: list[Vectors] = []
     for threads in THREADS:
         encoder = Encoder(subject.folder, file=graph.file, threads=threads)
-        runs += [encoder.encode(texts), encoder.encode(texts)]
+        # One call on all threads, twice, and a call on each thread.
+        runs += [encoder.run(encoder.tokenize(texts)), encoder.run(encoder.tokenize(texts)), encoder.encode(texts)]
     cosines = np.stack([row_cosines(runs[0], run) for run in runs[1:]])
     figures = {
         "min": float(cosines.min()),

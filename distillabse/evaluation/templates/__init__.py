@@ -94,6 +94,6 @@ def _environment() -> Environment:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    for function in (title, cosine, integer, milliseconds, megabytes, ratio, flatten):
+    for function in (title, cosine, measured, integer, milliseconds, megabytes, ratio, flatten):
         environment.filters[function.__name__] = function
     return environment
