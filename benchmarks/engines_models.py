@@ -50,8 +50,11 @@ def sentence_transformers(source: Path, target: Path) -> None:
         str(target), backend="onnx", device="cpu", local_files_only=True,
         model_kwargs={"export": True, "provider": "CPUExecutionProvider"},
     )  # fmt: skip
-    model.save_pretrained(str(target))
-    export_dynamic_quantized_onnx_model(model, "avx512_vnni", str(target))
+    saved = target / "saved"
+    model.save_pretrained(str(saved))
+    export_dynamic_quantized_onnx_model(model, "avx512_vnni", str(saved))
+    # Its settings are spelt as older readers cannot read them; those of the bundle say the same.
+    (saved / "onnx").rename(target / "onnx")
 
 
 if __name__ == "__main__":

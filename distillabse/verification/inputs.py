@@ -42,7 +42,8 @@ ODD_TEXTS = {
 }
 _WRONG_TYPES: tuple[Any, ...] = (None, b"bytes", [None], [b"bytes"], [1], [["nested"]])
 _NEIGHBOURS = 8
-_FEW_TOKENS = ("a", "the", "1", ".", "é", "中", "A")
+_SHORT_WORDS = ("a", "the", "1", ".", "é", "中", "A")
+_CHARACTERS = "x7q2z9k4"
 _SURPLUS = 2
 
 
@@ -174,14 +175,16 @@ def _first_tokens(subject: Subject, text: str) -> list[int]:
 
 
 def _text_of(subject: Subject, tokens: int) -> str:
-    """A text of exactly so many tokens, special tokens included: one short word again and again.
+    """A text of exactly so many tokens, special tokens included: a short word again and again, then single characters.
 
     Raises:
-        InputError: no short word is one token.
+        InputError: nothing that was tried has as many.
     """
-    for word in _FEW_TOKENS:
-        surplus = len(_all_tokens(subject, word)) - 1
-        text = " ".join([word] * (tokens - surplus))
-        if tokens > surplus and len(_all_tokens(subject, text)) == tokens:
-            return text
-    raise InputError(f"No text of exactly {tokens} tokens can be made with this tokenizer.")
+    special = len(_all_tokens(subject, ""))
+    for word in _SHORT_WORDS:
+        text = " ".join([word] * ((tokens - special) // max(1, len(_all_tokens(subject, word)) - special)))
+        for character in ("", *_CHARACTERS):
+            text += character
+            if len(_all_tokens(subject, text)) == tokens:
+                return text
+    raise InputError(f"No text of exactly {tokens} tokens was found for this tokenizer.")
