@@ -53,6 +53,7 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=60)
     parser.add_argument("--batches", default="1,32")
     parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--cosine-texts", type=int, default=600, help="Texts that cosines to fp32 are taken on.")
     parser.add_argument("--only", action="append", help="Measure engines whose name holds this; may be given again.")
     parser.add_argument("--output", type=Path, default=RESULTS / "engines.json")
     arguments = parser.parse_args()
@@ -68,12 +69,13 @@ def main() -> None:
 
     bundle = (arguments.bundle or default_bundle()).resolve()
     texts = evaluation_texts(arguments.data)
+    sample = texts[: arguments.cosine_texts]
     with tempfile.TemporaryDirectory() as temporary:
         engines = all_engines(bundle, arguments.file or [default_graph(bundle)], arguments.data, Path(temporary))
         if arguments.only:
             wanted = [TORCH, *arguments.only]
             engines = [engine for engine in engines if any(part in engine.name for part in wanted)]
-        vectors = {engine.name: vectors_of(engine, texts, arguments.threads, Path(temporary)) for engine in engines}
+        vectors = {engine.name: vectors_of(engine, sample, arguments.threads, Path(temporary)) for engine in engines}
         baselines = [name for name in (TORCH, NNCF) if name in vectors]
         config = BenchConfig(
             batch_sizes=[int(size) for size in arguments.batches.split(",")], rounds=arguments.rounds,
@@ -85,6 +87,7 @@ def main() -> None:
         "command": f"python benchmarks/engines.py BUNDLE --rounds {arguments.rounds} --batches {arguments.batches}",
         "bundle": bundle.name,
         "texts": len(texts),
+        "texts_for_cosines": len(sample),
         "cosine_to_fp32": kept,
         **measured,
         "claims": claims(measured["latency"], kept),

@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from distillabse.evaluation import latency_worker
 
 BATCH = 32
-ALONE = 200
+ALONE = 100
 Vectors = NDArray[np.float32]
 Encode = Callable[[list[str]], Vectors]
 

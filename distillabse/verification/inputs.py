@@ -182,7 +182,7 @@ def _text_of(subject: Subject, tokens: int) -> str:
     """
     special = len(_all_tokens(subject, ""))
     for word in _SHORT_WORDS:
-        text = " ".join([word] * ((tokens - special) // max(1, len(_all_tokens(subject, word)) - special)))
+        text: str = " ".join([word] * ((tokens - special) // max(1, len(_all_tokens(subject, word)) - special)))
         for character in ("", *_CHARACTERS):
             text += character
             if len(_all_tokens(subject, text)) == tokens:
