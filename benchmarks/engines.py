@@ -75,7 +75,14 @@ def main() -> None:
         if arguments.only:
             wanted = [TORCH, *arguments.only]
             engines = [engine for engine in engines if any(part in engine.name for part in wanted)]
-        vectors = {engine.name: vectors_of(engine, sample, arguments.threads, Path(temporary)) for engine in engines}
+        vectors, failed = {}, {}
+        for engine in engines:
+            try:
+                vectors[engine.name] = vectors_of(engine, sample, arguments.threads, Path(temporary))
+            except subprocess.CalledProcessError as error:
+                failed[engine.name] = error.stdout.strip().splitlines()[-1]
+                print(f"{engine.name} is left out: {failed[engine.name]}", file=sys.stderr)
+        engines = [engine for engine in engines if engine.name in vectors]
         baselines = [name for name in (TORCH, NNCF) if name in vectors]
         config = BenchConfig(
             batch_sizes=[int(size) for size in arguments.batches.split(",")], rounds=arguments.rounds,
@@ -89,6 +96,7 @@ def main() -> None:
         "texts": len(texts),
         "texts_for_cosines": len(sample),
         "cosine_to_fp32": kept,
+        "failed": failed,
         **measured,
         "claims": claims(measured["latency"], kept),
         "versions": {engine.name: versions(engine.worker[0]) for engine in engines},
@@ -158,8 +166,9 @@ def vectors_of(engine: Engine, texts: list[str], threads: int, temporary: Path) 
     settings = {"kind": engine.kind, "folder": str(engine.folder), "file": engine.file, "device": "cpu"}
     print(f"{engine.name} encodes", file=sys.stderr)
     subprocess.run(
-        [*engine.worker, "vectors", json.dumps({**settings, "threads": threads}), str(source), str(target)], check=True
-    )
+        [*engine.worker, "vectors", json.dumps({**settings, "threads": threads}), str(source), str(target)],
+        stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, check=True,
+    )  # fmt: skip
     with np.load(target, allow_pickle=False) as arrays:
         return dict(arrays)
 
@@ -184,7 +193,7 @@ def claims(latency: dict[str, list[dict[str, Any]]], kept: dict[str, dict[str, f
     others = [name for name in latency if name.startswith(("fastembed", "sentence-transformers, ONNX"))]
     medians = {name: {row["batch"]: row["p50_ms"] for row in rows} for name, rows in latency.items()}
     found: dict[str, bool] = {}
-    for batch in medians[ours[0]]:
+    for batch in medians[ours[0]] if ours else ():
         fastest = min(ours, key=lambda name: medians[name][batch])
         if NNCF in medians:
             row = next(row for row in latency[fastest] if row["batch"] == batch)
