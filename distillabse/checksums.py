@@ -7,6 +7,8 @@ from pathlib import Path
 from distillabse import layout
 from distillabse.storage import new_file, sha256_of_file
 
+_HUB_ATTRIBUTES, _HUB_CACHE = ".gitattributes", ".cache/huggingface/"
+
 
 def write_checksums(folder: Path) -> None:
     """List every file in the folder; the list itself appears whole or not at all.
@@ -33,6 +35,14 @@ def broken_checksums(folder: Path) -> list[str]:
         for name, digest in _read(folder).items()
         if not (folder / name).is_file() or sha256_of_file(folder / name) != digest
     ]
+
+
+def unlisted_files(folder: Path) -> list[str]:
+    """Files that the list does not name, apart from what the Hugging Face hub adds to every download."""
+    listed = _read(folder) if (folder / layout.CHECKSUMS).is_file() else {}
+    names = sorted(path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file())
+    known = {*listed, layout.CHECKSUMS, _HUB_ATTRIBUTES}
+    return [name for name in names if name not in known and not name.startswith(_HUB_CACHE)]
 
 
 def _read(folder: Path) -> dict[str, str]:

@@ -18,6 +18,7 @@ from rich.logging import RichHandler
 from distillabse.cli_configs import configs_app
 from distillabse.cli_encode import encode
 from distillabse.cli_finetune import finetune
+from distillabse.cli_verify import verify
 from distillabse.errors import ConfigurationError, DistillabseError, GateFailed
 
 if TYPE_CHECKING:
@@ -204,13 +205,7 @@ def export(
         export_checkpoint(job, prepare(job), checkpoint)
 
 
-@app.command()
-def verify(config: Config, overrides: Overrides = None) -> None:
-    """Measure fidelity, parity and invariance; exit status 1 when a gate fails.
-
-    Example: distillabse verify quickstart gates.teacher_skill=0.9
-    """
-    _stage("verify", config, overrides)
+app.command()(verify)
 
 
 @app.command()

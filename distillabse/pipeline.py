@@ -24,7 +24,6 @@ from distillabse.evaluation.bench import bench_stage
 from distillabse.evaluation.plan import forget_measurements, plan_stage, require_plannable
 from distillabse.evaluation.report import report_stage
 from distillabse.export.bundle import export_stage
-from distillabse.export.verify import verify_stage
 from distillabse.layout import RunFolder
 from distillabse.models.shape import resolve_shape, transformer_shape
 from distillabse.models.teacher import encoder_settings
@@ -32,6 +31,7 @@ from distillabse.settings import config_hash
 from distillabse.storage import new_file, read_json, remove_leftovers, sha256_of_json, write_json
 from distillabse.training.checkpoints import has_whole_checkpoint
 from distillabse.training.stage import assistant_stage, distill_stage
+from distillabse.verification.examine import verify_stage
 from distillabse.vocabulary.stage import vocabulary_stage
 
 logger = logging.getLogger(__name__)

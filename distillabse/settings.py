@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import re
 import types
 import typing
 from collections.abc import Iterator, Sequence
@@ -12,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from pydantic import BaseModel, ValidationError
 
-from distillabse.config import JobConfig, ProbeTask, RetrievalTask, SimilarityTask, TaskSuite
+from distillabse.config import GatesConfig, JobConfig, ProbeTask, RetrievalTask, SimilarityTask, TaskSuite
 from distillabse.errors import ConfigurationError
 from distillabse.storage import sha256_of_json
 
@@ -89,6 +90,24 @@ def validate(values: dict[str, Any], origin: str = "the configuration") -> JobCo
     if config.assistant is not None:
         check_training_keys(config.assistant.training, origin, "assistant.")
     return config
+
+
+def load_gates(overrides: Sequence[str]) -> GatesConfig:
+    """The gates of a bundle that stands alone: defaults with `gates.key=value` overrides.
+
+    Raises:
+        ConfigurationError: another key, or a value that the schema refuses; names each one.
+    """
+    from omegaconf import OmegaConf
+
+    if wrong := next((override for override in overrides if not re.match(r"gates\.\w+=", override)), None):
+        raise ConfigurationError(f"{wrong!r}: a bundle takes gates.key=value alone, e.g. gates.int8_to_fp32_mean=0.99.")
+    values = OmegaConf.to_container(OmegaConf.from_dotlist(list(overrides)))
+    try:
+        return GatesConfig.model_validate(typing.cast("dict[str, Any]", values).get("gates", {}))
+    except ValidationError as error:
+        problems = "\n".join(f"  {_explain({**item, 'loc': ('gates', *item['loc'])})}" for item in error.errors())
+        raise ConfigurationError(f"The gates are not valid:\n{problems}") from None
 
 
 def config_hash(config: JobConfig) -> str:

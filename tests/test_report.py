@@ -267,9 +267,10 @@ def test_text_is_escaped(html):
 
 def test_a_failed_gate_is_named_on_top(tmp_path):
     verify = copy.deepcopy(VERIFY)
-    verify["gates"][1]["passed"] = False
+    verify["gates"][1].update(passed=False, value=None, relation="at least", detail="InputError: no such graph")
     text = Page(render_page(collect(run_folder(tmp_path, verification=verify)))).text
     assert "1 of 2 gates failed: teacher_skill (INT8 student)" in text
+    assert "at least 0.5" in text and "failed: InputError: no such graph" in text
     assert "gates passed" not in text
 
 

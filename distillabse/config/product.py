@@ -60,8 +60,17 @@ class GatesConfig(Schema):
     onnx_fp32_to_torch_min: Cosine = Field(
         0.99999, description="Least cosine of any sentence, ONNX fp32 against torch."
     )
-    int8_to_fp32_mean: Cosine = Field(0.998, description="Mean cosine, INT8 against the fp32 student.")
-    invariance_min: Cosine = Field(0.99999, description="Least cosine of a vector alone, in a batch, or padded.")
+    onnx_fp32_to_torch_max_difference: float = Field(
+        1e-4, ge=0, description="Largest difference of any component of a vector, ONNX fp32 against torch."
+    )
+    int8_to_fp32_mean: Cosine = Field(0.998, description="Mean cosine, quantised graphs against the fp32 graph.")
+    int8_to_fp32_p1: Cosine = Field(0.97, description="1st percentile of the same cosine.")
+    int8_to_fp32_language_mean: Cosine = Field(0.99, description="Mean cosine of the language that loses most.")
+    invariance_min: Cosine = Field(
+        0.99999,
+        description="Least cosine of a vector with itself: alone, in a batch, padded, cut, in another order, on other "
+        "numbers of threads.",
+    )
     teacher_cosine_mean: Cosine = Field(0.0, description="Mean cosine of every artefact to the teacher, test split.")
     teacher_skill: float = Field(0.0, description="Skill of every artefact on the test split.")
 

@@ -51,6 +51,11 @@ def read_files(source: FileSource) -> Iterator[Record | Rejected]:
         yield from _read_file(path, source)
 
 
+def is_table(path: Path) -> bool:
+    """Whether a file's name is that of a table, and not of plain text."""
+    return _format_of(path) != "text"
+
+
 def table_columns(path: Path) -> list[str]:
     """Names of the columns of a table: TSV, CSV, JSONL or Parquet.
 
@@ -59,9 +64,9 @@ def table_columns(path: Path) -> list[str]:
     """
     if not path.is_file():
         raise InputError(f"There is no file {path}.")
-    kind = _format_of(path)
-    if kind == "text":
+    if not is_table(path):
         raise InputError(f"{path} is not a table: give a .tsv, .csv, .jsonl or .parquet file.")
+    kind = _format_of(path)
     if kind == "parquet":
         try:
             return list(pq.read_schema(path).names)

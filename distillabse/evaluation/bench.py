@@ -14,9 +14,9 @@ from distillabse.errors import InputError
 from distillabse.evaluation.latency import Engine, measure
 from distillabse.evaluation.sets import texts_for_speed
 from distillabse.export.bundle import int8_file, write_bundle
-from distillabse.export.verify import FP32, INT8, TORCH
 from distillabse.layout import RunFolder
 from distillabse.storage import new_folder, write_json
+from distillabse.verification.kinds import FP32, INT8, TORCH
 
 if TYPE_CHECKING:
     from sentence_transformers import SentenceTransformer

@@ -25,7 +25,7 @@ from collections.abc import Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 import psutil
@@ -53,12 +53,21 @@ Rounds = list[list[float]]
 
 @dataclass(frozen=True)
 class Engine:
-    """Something that encodes texts: a SentenceTransformer folder ("torch") or a graph of a bundle ("onnx")."""
+    """Something that encodes texts.
+
+    Attributes:
+        name: what results call it.
+        kind: a SentenceTransformer folder ("torch") or a graph of a bundle ("onnx"); or what another worker knows.
+        folder: where it is.
+        file: the graph inside the folder.
+        worker: the command of its process, which speaks as `latency_worker` does.
+    """
 
     name: str
-    kind: Literal["torch", "onnx"]
+    kind: str
     folder: Path
     file: str | None = None
+    worker: Sequence[str] = (sys.executable, "-m", "distillabse.evaluation.latency_worker")
 
 
 class CpuTimes(NamedTuple):
@@ -209,7 +218,7 @@ class _Worker:
         log = tempfile.TemporaryFile(mode="w+", encoding="utf-8", errors="replace")
         self._log = stack.enter_context(log)
         self._process = subprocess.Popen(
-            [sys.executable, "-m", "distillabse.evaluation.latency_worker"],
+            list(engine.worker),
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=self._log,

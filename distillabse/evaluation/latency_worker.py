@@ -117,8 +117,8 @@ def load(kind: str, folder: str, file: str | None, device: Device, threads: int)
     return OnnxEngine(Path(folder), file, device, threads)
 
 
-def main() -> None:
-    """Answer the lines on stdin until it is closed."""
+def serve(load: Callable[..., LoadedEngine]) -> None:
+    """Answer the lines on stdin until it is closed, with the engine that `load` makes of the first line's values."""
     answers = os.fdopen(os.dup(sys.stdout.fileno()), "w", encoding="utf-8")
     os.dup2(sys.stderr.fileno(), sys.stdout.fileno())  # what libraries print is not an answer
     engine = load(**json.loads(sys.stdin.readline()))
@@ -135,4 +135,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    serve(load)

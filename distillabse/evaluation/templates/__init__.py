@@ -35,6 +35,11 @@ def cosine(value: float | None) -> str:
     return MISSING if value is None else f"{value:.4f}"
 
 
+def measured(value: float | None) -> str:
+    """What a gate found or needs: seven significant digits."""
+    return MISSING if value is None else f"{value:.7g}"
+
+
 def integer(value: int | None) -> str:
     """Thousands separators."""
     return MISSING if value is None else f"{value:,}"
@@ -89,6 +94,6 @@ def _environment() -> Environment:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    for function in (title, cosine, integer, milliseconds, megabytes, ratio, flatten):
+    for function in (title, cosine, measured, integer, milliseconds, megabytes, ratio, flatten):
         environment.filters[function.__name__] = function
     return environment

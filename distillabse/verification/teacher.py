@@ -1,0 +1,110 @@
+"""Gates on what is kept of a teacher."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from distillabse.config import EvaluationConfig, GatesConfig
+from distillabse.corpus.records import Sentence, known_texts
+from distillabse.evaluation.fidelity import Vectors, fidelity, neighbour_agreement, row_cosines
+from distillabse.verification.gates import Check, Outcome, at_least
+from distillabse.verification.subject import Subject
+
+if TYPE_CHECKING:
+    from sentence_transformers import SentenceTransformer
+
+logger = logging.getLogger(__name__)
+
+_WORST = 20
+
+
+class Teacher:
+    """A teacher and the texts that students are compared with it on.
+
+    Args:
+        encoder: in the student's space; see `models.reduction.reduced`.
+        sets: texts by name; that of the subject's name holds the subject's own texts.
+        evaluation: resamples of the intervals.
+        seed: of samples and resamples.
+        languages: those that it knows. A translation from one of them into another language is compared with the
+            teacher's vector of its source; None says that the teacher knows all.
+
+    Attributes:
+        vectors: by set, float32 [texts, dimension].
+
+    Raises:
+        InputError: a text in a language that it does not know is no translation from one that it knows.
+    """
+
+    def __init__(
+        self,
+        encoder: SentenceTransformer,
+        sets: Mapping[str, Sequence[Sentence]],
+        evaluation: EvaluationConfig,
+        seed: int,
+        languages: Sequence[str] | None = None,
+    ) -> None:
+        self.sets, self.evaluation, self.seed = sets, evaluation, seed
+        self.vectors: dict[str, Vectors] = {}
+        for name, chosen in sets.items():
+            logger.info("Encoding %d sentences of %r with the teacher", len(chosen), name)
+            texts = known_texts(chosen, languages)
+            self.vectors[name] = np.asarray(encoder.encode(texts, batch_size=64, show_progress_bar=False))
+
+
+def fidelity_checks(subject: Subject, teacher: Teacher, limits: GatesConfig) -> list[Check]:
+    """A check of each artefact on all sets, with gates on the subject's own texts."""
+
+    def of(artefact: str) -> Check:
+        return Check("fidelity", artefact, lambda: examine_fidelity(subject, artefact, teacher, limits))
+
+    return [of(artefact) for artefact in subject.artefacts]
+
+
+def examine_fidelity(subject: Subject, artefact: str, teacher: Teacher, limits: GatesConfig) -> Outcome:
+    """An artefact beside the teacher; figures as of `fidelity`, by set."""
+    figures: dict[str, Any] = {}
+    for name, chosen in teacher.sets.items():
+        texts = [sentence.text for sentence in chosen]
+        vectors = subject.vectors(artefact) if name == subject.name else subject.encode(artefact, texts)
+        figures[name] = fidelity(
+            teacher.vectors[name], vectors, languages=[sentence.language for sentence in chosen],
+            lengths=subject.lengths(texts), bootstrap_samples=teacher.evaluation.bootstrap_samples, seed=teacher.seed,
+        )  # fmt: skip
+    own = figures[subject.name]
+    return Outcome(
+        [
+            at_least(
+                "mean cosine to the teacher", artefact, own["cosine_mean"], limits.teacher_cosine_mean, subject.name
+            ),
+            at_least("skill", artefact, own["skill"], limits.teacher_skill, subject.name),
+        ],
+        figures,
+    )
+
+
+def worst_texts(subject: Subject, teacher: Teacher) -> list[dict[str, Any]]:
+    """The subject's texts that its most compressed artefact keeps least: text, language, cosine to the teacher."""
+    cosines = row_cosines(teacher.vectors[subject.name], subject.vectors(subject.most_compressed))
+    return [
+        {"text": subject.texts[row].text, "language": subject.texts[row].language, "cosine": float(cosines[row])}
+        for row in np.argsort(cosines)[:_WORST]
+    ]
+
+
+def reduction_agreement(
+    teacher: SentenceTransformer, reduction: NDArray[np.float32], texts: Sequence[str], seed: int
+) -> dict[str, float]:
+    """How much of the teacher's own space its reduced vectors keep, since no cosine can be taken between the two.
+
+    Returns:
+        dimension; neighbour_top1 and similarity_spearman between the teacher and its reduced vectors.
+    """
+    vectors = teacher.encode(list(texts), batch_size=64, show_progress_bar=False)
+    top1, spearman = neighbour_agreement(vectors, vectors @ reduction, np.random.default_rng(seed))
+    return {"dimension": reduction.shape[1], "neighbour_top1": top1, "similarity_spearman": spearman}
