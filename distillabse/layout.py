@@ -180,10 +180,6 @@ class RunFolder:
         """The product: the folder that production teams serve."""
         return self.root / "bundle"
 
-    def flavor(self, name: str) -> Path:
-        """The bundle as one consumer wants it."""
-        return self.root / f"{self.bundle.name}-{name}"
-
     @property
     def verify(self) -> Path:
         """Folder: verify.json."""

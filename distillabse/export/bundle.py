@@ -57,7 +57,9 @@ def write_bundle(encoder: SentenceTransformer, folder: Path, config: ExportConfi
         config: opset and INT8 settings.
         provenance: where the encoder comes from, written as it is into distillabse.json.
     """
+    from distillabse.export.card import write_plain_card
     from distillabse.export.graph import export_graph
+    from distillabse.export.pooled import write_pooled_graphs
     from distillabse.models.folder import save_encoder
 
     save_encoder(encoder, folder)
@@ -67,7 +69,9 @@ def write_bundle(encoder: SentenceTransformer, folder: Path, config: ExportConfi
         logger.info("Quantising to INT8")
         done = quantize_graph(folder, config.quantization)
         provenance = {**provenance, "int8": {"matmuls": done.matmuls, "embeddings": done.embeddings}}
+    write_pooled_graphs(folder)
     write_json(folder / layout.PROVENANCE, provenance)
+    write_plain_card(folder, provenance)
     write_checksums(folder)
 
 
