@@ -77,6 +77,7 @@ def _metadata(teacher: str | None, license: str | None, languages: Sequence[str]
 def _license(config: Mapping[str, Any]) -> str | None:
     """The licence that was configured, or else that of the teacher's card in its folder or in the hub's cache."""
     from huggingface_hub import ModelCard, try_to_load_from_cache
+    from yaml import YAMLError
 
     if configured := config.get("export", {}).get("license"):
         return str(configured)
@@ -88,7 +89,7 @@ def _license(config: Mapping[str, Any]) -> str | None:
         return None
     try:
         found = ModelCard.load(card, ignore_metadata_errors=True).data.license
-    except ValueError:  # its metadata is not what the hub asks for
+    except (ValueError, YAMLError):  # its metadata is not what the hub asks for
         return None
     return found if isinstance(found, str) else None
 

@@ -76,8 +76,8 @@ async function start() {
     }, PAUSE);
   };
   fields.forEach((field) => field.addEventListener("input", later));
-  self.encoder = encoder; // for the console
   await (running = compare());
+  self.encoder = encoder; // for the console
 }
 
 function fail(error) {
