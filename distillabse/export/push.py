@@ -46,13 +46,13 @@ def push(
         repo_id: user/name or organisation/name.
         private: Whether a new repository is private; by default as the organisation has it.
         revision: Branch; made where it is not there. By default main.
-        create_pr: Open a pull request instead of committing.
+        create_pr: Open a pull request against main instead of committing.
         message: First line of the commit.
         api: A `huggingface_hub.HfApi`; by default one with the token that `hf auth login` stored, or HF_TOKEN.
 
     Raises:
         InputError: the bundle is not whole, has no card, or the hub refuses the name or the card.
-        ConfigurationError: there is no token, or it may not write there.
+        ConfigurationError: there is no token, it may not write there, or both a branch and a pull request are asked for.
         StorageError: the hub cannot be reached, or the upload broke off.
     """
     from huggingface_hub import HfApi
@@ -60,6 +60,8 @@ def push(
     require_whole(bundle)
     if not (bundle / layout.MODEL_CARD).is_file():
         raise InputError(f"{bundle} has no {layout.MODEL_CARD}. Export it again, or write it with `distillabse report`.")
+    if create_pr and revision is not None:
+        raise ConfigurationError("A pull request is always against main: give --create-pr or --revision, not both.")
     api = api or HfApi(library_name="distillabse")
     try:
         _require_token(api)
@@ -87,7 +89,6 @@ def _require_token(api: Any) -> None:
 
 def _explained(error: Exception, repo_id: str) -> Exception:
     """The error as one of ours, where the hub, its client or the network are the cause."""
-    import httpx
     from huggingface_hub.errors import HfHubHTTPError, HFValidationError
 
     if isinstance(error, HFValidationError):
@@ -105,7 +106,8 @@ def _explained(error: Exception, repo_id: str) -> Exception:
         if status < 500:
             return InputError(f"The hub refused {repo_id}: {said}. Mend it and push again.")
         return StorageError(f"The hub broke off the upload to {repo_id} ({said}). Push again; it goes on where it was.")
-    if isinstance(error, httpx.HTTPError | ConnectionError):
+    # The hub's client passes on the errors of its HTTP library, httpx, whose name has changed before.
+    if isinstance(error, ConnectionError) or type(error).__module__.startswith("httpx"):
         return StorageError(
             f"The hub cannot be reached ({first_line(error)}). Check the network and HF_ENDPOINT, and push again."
         )
