@@ -1,8 +1,8 @@
 """Python environments of their own, for programs whose requirements do not go together with ours.
 
-`environments/<name>.txt` lists what an environment holds, with versions. It is made in `runs/environments/<name>` when it
-is first asked for, and again when its list has changed. The installer's own settings (PIP_INDEX_URL, PIP_FIND_LINKS) say
-where packages come from.
+`environments/<name>.txt` lists what an environment holds, with versions. It is made in `runs/environments/<name>` when
+it is first asked for, and again when its list has changed. The installer's own settings (PIP_INDEX_URL, PIP_FIND_LINKS)
+say where packages come from.
 """
 
 from __future__ import annotations

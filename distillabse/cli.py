@@ -194,8 +194,8 @@ def export(
     flavor: Annotated[
         str | None,
         typer.Option(
-            help="Make the folder that one consumer wants: tei-int8, optimum, transformers-js or single-file. CONFIG may "
-            "be a bundle."
+            help="Make the folder that one consumer wants: tei-int8, optimum, transformers-js or single-file. CONFIG "
+            "may be a bundle."
         ),
     ] = None,
     output: Annotated[Path | None, typer.Option(help="With --flavor: where; by default beside the bundle.")] = None,

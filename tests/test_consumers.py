@@ -24,7 +24,13 @@ SCRIPTS = sorted(path for path in CONSUMERS.glob("*/*") if "snippet" in path.rea
 @pytest.mark.parametrize("script", SCRIPTS, ids=lambda path: path.name)
 def test_the_documentation_shows_what_is_run(script):
     found = re.search(r"^ *(?:#|//) snippet\n(.*?)^ *(?:#|//) end", script.read_text("utf-8"), re.DOTALL | re.MULTILINE)
-    assert dedent(found[1]).strip() in (ROOT / "docs" / "shipping.md").read_text(encoding="utf-8")
+    shown = (ROOT / "docs" / "shipping.md").read_text(encoding="utf-8")
+    assert without_blank_lines(dedent(found[1])) in without_blank_lines(shown)
+
+
+def without_blank_lines(text):
+    """At the top level a formatter leaves more of them than inside a function."""
+    return re.sub(r"\n\s*\n", "\n", text).strip()
 
 
 def test_every_consumer_has_its_script():

@@ -23,7 +23,11 @@ from distillabse.export.pooled import pooling_is_enough
 from distillabse.models.teacher import load_teacher
 
 INT8_FILE = layout.ONNX_INT8["avx512_vnni"]
-JOB = {"teacher": {"model": "sentence-transformers/LaBSE", "revision": None}, "student": {"kind": "dense"}, "export": {}}
+JOB = {
+    "teacher": {"model": "sentence-transformers/LaBSE", "revision": None},
+    "student": {"kind": "dense"},
+    "export": {},
+}
 
 
 def bundle_of(folder, path, provenance, **config):
@@ -209,9 +213,7 @@ def test_the_command_makes_a_flavor_of_a_bundle(bundle, tmp_path):
 
     from distillabse.cli import app
 
-    result = CliRunner().invoke(
-        app, ["export", str(bundle), "--flavor", "tei-int8", "--output", str(tmp_path / "tei")]
-    )
+    result = CliRunner().invoke(app, ["export", str(bundle), "--flavor", "tei-int8", "--output", str(tmp_path / "tei")])
     assert result.exit_code == 0, result.output
     assert digest(tmp_path / "tei" / layout.ONNX_FP32) == digest(bundle / INT8_FILE)
     for wrong in (["--output", "x"], ["--flavor", "tei-int8", "--checkpoint", "x"]):

@@ -53,9 +53,11 @@ class Handler(BaseHTTPRequestHandler):
             answer = {"url": url, "name": "me/tiny", "id": "1"}
         elif "/preupload/" in self.path:
             asked = json.loads(body)["files"]
-            answer = {"files": [{"path": file["path"], "uploadMode": "regular", "shouldIgnore": False} for file in asked]}
+            answer = {
+                "files": [{"path": file["path"], "uploadMode": "regular", "shouldIgnore": False} for file in asked]
+            }
         elif "/commit/" in self.path:
-            answer = {"commitUrl": f"{url}/commit/abc", "commitOid": "abc", "pullRequestUrl": f"{url}/discussions/1"}
+            answer = {"commitUrl": f"{url}/commit/abc", "commitOid": "abc", "pullRequestUrl": None}
         else:
             answer = {"errors": [], "warnings": []}
         content = json.dumps(answer).encode()
@@ -108,16 +110,28 @@ def test_every_file_is_uploaded_in_one_commit(bundle, hub, api):
     assert sum("/commit/" in path for path, _ in hub.requests) == 1
 
 
-def test_a_branch_and_a_pull_request(bundle, hub, api):
+def test_a_branch_is_made(bundle, hub, api):
     assert push(bundle, "me/tiny", revision="int8", api=api).pull_request is None
-    done = push(bundle, "me/tiny", create_pr=True, api=api)
     paths = [path for path, _ in hub.requests]
     assert "/api/models/me/tiny/branch/int8" in paths
     assert "/api/models/me/tiny/commit/int8" in paths
-    assert "/api/models/me/tiny/commit/main?create_pr=1" in paths
     with pytest.raises(ConfigurationError, match="not both"):
         push(bundle, "me/tiny", revision="int8", create_pr=True, api=api)
-    assert done.pull_request == f"{hub.url}/me/tiny/discussions/1"
+
+
+def test_a_pull_request_is_asked_for(bundle, hub, api, monkeypatch):
+    """The client makes it in several steps of its own; what it is asked for is all that is ours."""
+    from types import SimpleNamespace
+
+    asked = {}
+
+    def upload_folder(**settings):
+        asked.update(settings)
+        return SimpleNamespace(commit_url="commit", pr_url="discussions/1")
+
+    monkeypatch.setattr(api, "upload_folder", upload_folder)
+    assert push(bundle, "me/tiny", create_pr=True, api=api).pull_request == "discussions/1"
+    assert asked["create_pr"] is True and asked["folder_path"] == bundle and asked["revision"] is None
 
 
 def test_a_changed_file_or_no_card_is_not_uploaded(bundle, hub, api):

@@ -240,8 +240,8 @@ def node_folder() -> Path:
         shutil.copy(source, folder)
     if not made_from.is_file() or made_from.read_text() != digest:
         # Their install scripts fetch CUDA, which is not needed here.
-        command = ["npm", "ci", "--ignore-scripts", "--no-audit", "--no-fund", "--prefix", str(folder)]
-        subprocess.run(command, check=True, stdout=sys.stderr)
+        command = ["npm", "ci", "--ignore-scripts", "--no-audit", "--no-fund"]
+        subprocess.run(command, check=True, stdout=sys.stderr, cwd=folder)
         made_from.write_text(digest)
     return folder
 

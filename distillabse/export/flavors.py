@@ -7,7 +7,6 @@ import shutil
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from distillabse import layout
 from distillabse.checksums import broken_checksums, write_checksums
@@ -196,7 +195,7 @@ FLAVORS: dict[str, Flavor] = {
         "transformers.js",
         _transformers_js,
         layout.ONNX_QUANTIZED,
-        "This folder is for transformers.js: `dtype: \"q8\"` takes the INT8 graph, `\"fp16\"` half precision and "
+        'This folder is for transformers.js: `dtype: "q8"` takes the INT8 graph, `"fp16"` half precision and '
         '`"fp32"` the fp32 graph.\n\n'
         "```js\n"
         'import { AutoModel, AutoTokenizer } from "@huggingface/transformers";\n\n'

@@ -37,7 +37,9 @@ def to_float16(source: Path, target: Path) -> None:
     _soften_mask(model.graph)
     head = _cut_head(model.graph)
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # it tells of every weight that is too small for a half and becomes the smallest
+        warnings.simplefilter(
+            "ignore"
+        )  # it tells of every weight that is too small for a half and becomes the smallest
         half = convert_float_to_float16(model, keep_io_types=True)
     half.graph.node.extend(head.node)
     half.graph.initializer.extend(head.initializer)

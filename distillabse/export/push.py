@@ -37,9 +37,9 @@ def push(
     message: str | None = None,
     api: Any = None,
 ) -> Pushed:
-    """Upload every file of a bundle, or of a flavor of one, as one commit; the repository is made where it is not there.
+    """Upload every file of a bundle, or of a flavor of one, as one commit.
 
-    Files of the repository that the bundle does not have stay as they are.
+    The repository is made where it is not there. Files of the repository that the bundle does not have stay as they are.
 
     Args:
         bundle: The folder; it must be whole and have a model card.
@@ -59,7 +59,9 @@ def push(
 
     require_whole(bundle)
     if not (bundle / layout.MODEL_CARD).is_file():
-        raise InputError(f"{bundle} has no {layout.MODEL_CARD}. Export it again, or write it with `distillabse report`.")
+        raise InputError(
+            f"{bundle} has no {layout.MODEL_CARD}. Export it again, or write it with `distillabse report`."
+        )
     if create_pr and revision is not None:
         raise ConfigurationError("A pull request is always against main: give --create-pr or --revision, not both.")
     api = api or HfApi(library_name="distillabse")

@@ -1,3 +1,4 @@
+# ruff: noqa: RUF001
 """Texts in many scripts, short and long, clean and odd: what a tokenizer must be shown before it is trusted."""
 
 from __future__ import annotations

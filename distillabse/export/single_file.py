@@ -72,7 +72,8 @@ def extensions_library() -> str:
         from onnxruntime_extensions import get_library_path
     except ImportError as error:
         raise ConfigurationError(
-            f"onnxruntime-extensions cannot be imported ({error}). Install it: `pip install 'distillabse[single-file]'`."
+            f"onnxruntime-extensions cannot be imported ({error}). Install it: "
+            "`pip install 'distillabse[single-file]'`."
         ) from error
     return str(get_library_path())
 
@@ -102,9 +103,9 @@ def tokenizer_model(bundle: Path) -> Any:
             "Use the bundle with a tokenizer library."
         )
     tokenizer = load_tokenizer(bundle)
-    pad = tokenizer.token_to_id(read_json(bundle / layout.SPECIAL_TOKENS)["pad_token"])
+    pad_token = read_json(bundle / layout.SPECIAL_TOKENS)["pad_token"]
     nodes = _Nodes()
-    _add_ids(nodes, _add_words(nodes, tokenizer), settings, tokenizer, pad)
+    _add_ids(nodes, _add_words(nodes, tokenizer), settings, tokenizer, pad_token)
     outputs = [helper.make_tensor_value_info(name, TensorProto.INT64, ["batch", "tokens"]) for name in INPUTS]
     graph = helper.make_graph(
         nodes.nodes,
@@ -232,9 +233,10 @@ def _looked_up(nodes: _Nodes, text: str, table: dict[str, str]) -> str:
     return nodes.add("Slice", nodes.output(1), _integers(0), nodes.add("Shape", text), _integers(0))
 
 
-def _add_ids(nodes: _Nodes, words: str, settings: dict[str, Any], tokenizer: Tokenizer, pad: int) -> None:
+def _add_ids(nodes: _Nodes, words: str, settings: dict[str, Any], tokenizer: Tokenizer, pad_token: str) -> None:
     """From words to the inputs of the encoder: look up pieces, cut, add the special tokens and pad."""
-    ids, counts = _add_pieces(nodes, words, settings, tokenizer.id_to_token(pad))
+    ids, counts = _add_pieces(nodes, words, settings, pad_token)
+    pad = settings["vocab"][pad_token]
     before, after = special_tokens(tokenizer)
     truncation = tokenizer.truncation
     assert truncation is not None  # load_tokenizer sets it
@@ -285,7 +287,9 @@ def _add_pieces(nodes: _Nodes, words: str, settings: dict[str, Any], pad_token: 
     )  # fmt: skip
     shape = nodes.add("Shape", ids)
     nothing = nodes.add("Expand", np.int64(0), shape)
-    first_of_word = nodes.add("ScatterElements", nothing, starts, nodes.add("Expand", np.int64(1), nodes.add("Shape", starts)))
+    first_of_word = nodes.add(
+        "ScatterElements", nothing, starts, nodes.add("Expand", np.int64(1), nodes.add("Shape", starts))
+    )
     word = nodes.add("Sub", nodes.add("CumSum", first_of_word, np.int64(0)), np.int64(1))
     last_place = nodes.add("Gather", nodes.add("Sub", ends, np.int64(1)), word)
     is_known = nodes.add("Not", nodes.add("Equal", nodes.add("Gather", ids, last_place), np.int64(unknown)))
