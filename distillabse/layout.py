@@ -16,6 +16,11 @@ MODEL_CARD = "README.md"
 CHECKSUMS = "SHA256SUMS"
 PROVENANCE = "distillabse.json"
 ONNX_FP32 = "onnx/model.onnx"
+# What transformers.js, optimum and infinity call the INT8 and the half-precision graph; only flavours have them.
+ONNX_QUANTIZED = "onnx/model_quantized.onnx"
+ONNX_FLOAT16 = "onnx/model_fp16.onnx"
+# Of the flavour for optimum: what its environment holds.
+REQUIREMENTS = "requirements.txt"
 OBJECTIVES = "objectives.safetensors"
 # Of a checkpoint: how many processes wrote it, and how they shared its steps.
 TOPOLOGY = "topology.json"
@@ -58,6 +63,11 @@ ONNX_INT8 = {
     "avx2": "onnx/model_quint8_avx2.onnx",
     "arm64": "onnx/model_qint8_arm64.onnx",
 }
+
+
+def pooled_graph(name: str) -> str:
+    """The graph of sentence vectors alone beside one of a bundle, e.g. onnx/model_pooled.onnx of onnx/model.onnx."""
+    return name.replace("onnx/model", "onnx/model_pooled", 1)
 
 
 @dataclass(frozen=True)

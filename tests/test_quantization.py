@@ -7,6 +7,7 @@ import numpy as np
 import onnx
 import pytest
 import torch
+from distillabse.export.verify import onnx_invariance
 from tiny import JOB_WORDS
 
 from distillabse import layout
@@ -18,7 +19,6 @@ from distillabse.evaluation.fidelity import row_cosines
 from distillabse.export.bundle import int8_file, write_bundle
 from distillabse.export.flattening import flatten_tokens
 from distillabse.export.graph import count_after_optimisation, export_graph, linear_of
-from distillabse.export.verify import onnx_invariance
 from distillabse.models.teacher import load_encoder, transformer_of
 from distillabse.quantization import (
     QuantizedLinear,

@@ -49,7 +49,11 @@ class ExportConfig(Schema):
         description="Programs that must be able to load the bundle; a student that one of them cannot load is refused "
         "before training.",
     )
-
+    license: str | None = Field(
+        None,
+        description="Identifier of the licence for the model card, e.g. apache-2.0; by default that of the teacher's "
+        "card, where it is at hand.",
+    )
     opset: int = Field(18, ge=17, le=23, description="ONNX operator set.")
     quantization: QuantizationConfig = Field(default_factory=QuantizationConfig)
 

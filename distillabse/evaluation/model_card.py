@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import re
-from pathlib import Path
 from typing import Any
 
 from distillabse import layout
 from distillabse.errors import InputError
 from distillabse.evaluation.templates import flatten, render
 from distillabse.export.bundle import replace_in_bundle
-from distillabse.storage import read_json
+from distillabse.export.card import card_values
 
 _CPUS = {
     "avx512_vnni": "x86-64 with AVX-512 VNNI",
@@ -33,15 +32,10 @@ def model_card(run: layout.RunFolder, report: dict[str, Any]) -> str:
     if not run.bundle.is_dir():
         raise InputError(f"{run.bundle} does not exist. Run the stage 'export' first: distillabse export CONFIG")
     int8 = report["config"]["export"]["quantization"]
-    teacher = report["teacher"]["model"]
     return render(
         "model_card.md.j2",
         report=report,
-        layout=layout,
-        metadata=_metadata(report).strip(),
-        teacher_url=f"https://huggingface.co/{teacher}" if _is_hub_id(teacher) else None,
-        max_length=read_json(run.bundle / layout.TRANSFORMER_SETTINGS)["max_seq_length"],
-        pad_token=read_json(run.bundle / layout.SPECIAL_TOKENS)["pad_token"],
+        **card_values(run.bundle, report["config"], _languages(report)),
         graph=layout.ONNX_INT8[int8["cpu"]] if "onnx-int8" in report["fidelity"] else layout.ONNX_FP32,
         int8_cpu=_CPUS[int8["cpu"]] if "onnx-int8" in report["fidelity"] else None,
         environment=dict(flatten(report["environment"])),
@@ -58,24 +52,7 @@ def write_model_card(run: layout.RunFolder, report: dict[str, Any]) -> None:
     replace_in_bundle(run.bundle, layout.MODEL_CARD, model_card(run, report))
 
 
-def _metadata(report: dict[str, Any]) -> str:
-    from huggingface_hub import ModelCardData
-
-    teacher = report["teacher"]["model"]
-    return ModelCardData(
-        language=_languages(report) or None,
-        base_model=teacher if _is_hub_id(teacher) else None,
-        library_name="sentence-transformers",
-        pipeline_tag="sentence-similarity",
-        tags=["sentence-transformers", "sentence-similarity", "feature-extraction", "distillation", "onnx"],
-    ).to_yaml()
-
-
 def _languages(report: dict[str, Any]) -> list[str]:
     """ISO 639 codes of the training text; whatever else stands there for "unknown" is left out."""
     splits = (report["corpus"] or {}).get("splits", {})
     return sorted(code for code in splits.get("train", {}).get("languages", {}) if re.fullmatch("[a-z]{2,3}", code))
-
-
-def _is_hub_id(model: str) -> bool:
-    return re.fullmatch(r"\w[\w.-]*(/\w[\w.-]*)?", model) is not None and not Path(model).exists()

@@ -71,7 +71,9 @@ def write_bundle(
         texts: what INT8 is calibrated on. Without any, weights are rounded to the nearest, and every token has a zero
             point of its own: slower and less exact.
     """
+    from distillabse.export.card import write_plain_card
     from distillabse.export.graph import export_graph
+    from distillabse.export.pooled import write_pooled_graphs
     from distillabse.models.folder import save_encoder
 
     save_encoder(encoder, folder)
@@ -82,7 +84,9 @@ def write_bundle(
         done = quantize_graph(encoder, folder, config.quantization, texts)
         kind = config.quantization.kind
         provenance = {**provenance, "int8": {"kind": kind, "matmuls": done.matmuls, "embeddings": done.embeddings}}
+    write_pooled_graphs(folder)
     write_json(folder / layout.PROVENANCE, provenance)
+    write_plain_card(folder, provenance)
     write_checksums(folder)
 
 
