@@ -16,7 +16,7 @@ from distillabse.layout import RunFolder
 from distillabse.models.teacher import load_encoder, load_teacher, transformer_of
 from distillabse.pipeline import is_current, run_job, run_stage, stages_of
 from distillabse.quantization import calibrate, load_quantized_linears, save_quantized_linears
-from distillabse.quantization.fake import FakeQuantization, learned_step, quantized_forward, take_weights
+from distillabse.quantization.fake import SCALE_RATE, FakeQuantization, learned_step, quantized_forward, take_weights
 from distillabse.quantization.statistics import linear_layers, shared_inputs
 from distillabse.quantization.texts import calibration_texts
 from distillabse.settings import training_arguments, validate
@@ -59,13 +59,13 @@ def job(**training):
     )
 
 
-def train(student, calibrated, output, checkpoint=None, **training):
+def train(student, calibrated, output, checkpoint=None, largest=127, held_out=None, **training):
     config = job(**training)
     arguments = training_arguments(config, output)
     text = tokenised_sentences(student, corpus(200))
-    held_out = held_out_fidelity(student, corpus(40, seed=1))
+    held_out = held_out or held_out_fidelity(student, corpus(40, seed=1))
     return quantization_aware_distill(
-        config, student, copy.deepcopy(student), calibrated, text, held_out, arguments, checkpoint
+        config, student, copy.deepcopy(student), calibrated, text, held_out, arguments, checkpoint, largest
     )
 
 
@@ -158,17 +158,20 @@ def test_learning_rate_zero_gives_what_was_calibrated(student, calibrated, tmp_p
     )
 
 
-def test_training_brings_rounded_vectors_nearer(student, calibrated, tmp_path):
-    encoder, linears, history = train(student, calibrated, tmp_path, max_steps=120, save_steps=60, eval_steps=60)
+def test_training_brings_rounded_vectors_nearer(student, tmp_path):
+    calibrated = calibrate(student, corpus(64, seed=5), static=True, largest=7)  # four bits, so that there is a loss
+    encoder, linears, history = train(
+        student, calibrated, tmp_path, largest=7, max_steps=120, save_steps=60, eval_steps=60
+    )
     unseen = corpus(100, seed=9)
     start = mean_cosine(student, student, calibrated, unseen)
     end = mean_cosine(student, encoder, linears, unseen)
-    assert 1 - end < 0.8 * (1 - start)
+    assert 1 - end < 0.92 * (1 - start)
     measured = [entry["eval_cosine"] for entry in history["log"] if "eval_cosine" in entry]
     assert max(measured) == pytest.approx(mean_cosine(student, encoder, linears, corpus(40, seed=1)), abs=1e-5)
     ratios = [linears[name].input_scale / calibrated[name].input_scale for name in linears if "pooler" not in name]
     assert all(abs(ratio - 1) > 1e-5 for ratio in ratios)
-    assert all(linear.input_scale > 0 and (linear.scale > 0).all() for linear in linears.values())
+    assert all(linear.weight.abs().max() <= 7 for linear in linears.values())
     table = transformer_of(encoder).get_input_embeddings().weight
     assert torch.equal(table, transformer_of(student).get_input_embeddings().weight)
 
@@ -198,20 +201,21 @@ def test_resume_equals_no_interruption(student, calibrated, tmp_path):
 
 
 def test_best_checkpoint_brings_its_scales(student, calibrated, tmp_path):
-    # So fast that the end is worse than the first evaluation: the best checkpoint is the first.
-    encoder, linears, history = train(
-        student, calibrated, tmp_path, learning_rate=0.02, warmup_steps=0, lr_scheduler_type="constant", eval_steps=2,
-        save_steps=2, max_steps=8, save_total_limit=1,
-    )  # fmt: skip
-    measured = {entry["step"]: entry["eval_cosine"] for entry in history["log"] if "eval_cosine" in entry}
-    best = max(measured, key=measured.get)
-    assert best < 8
-    learnt = load_file(tmp_path / f"checkpoint-{best}" / layout.OBJECTIVES)
-    start = calibrated["encoder.layer.0.attention.self.query"].input_scale
-    expected = start * np.exp(20.0 * learnt["quantization.inputs.0.offset"].item())
-    assert linears["encoder.layer.0.attention.self.query"].input_scale == pytest.approx(expected, rel=1e-5)
-    found = mean_cosine(student, encoder, linears, corpus(40, seed=1))
-    assert found == pytest.approx(measured[best], abs=1e-5)
+    measured = []
+
+    def worse_and_worse(encoder):
+        measured.append(encoder.encode(corpus(20)))
+        return {"skill": -float(len(measured))}
+
+    encoder, linears, _ = train(student, calibrated, tmp_path, held_out=worse_and_worse, learning_rate=1e-3)
+    assert len(measured) == 2
+    learnt = load_file(tmp_path / "checkpoint-20" / layout.OBJECTIVES)
+    name = "encoder.layer.0.attention.self.query"
+    expected = calibrated[name].input_scale * np.exp(SCALE_RATE * learnt["quantization.inputs.0.offset"].item())
+    assert expected != pytest.approx(calibrated[name].input_scale, rel=1e-3)
+    assert linears[name].input_scale == pytest.approx(expected, rel=1e-5)
+    np.testing.assert_allclose(rounded_vectors(encoder, linears, corpus(20)), measured[0], atol=1e-5)
+    assert np.abs(measured[1] - measured[0]).max() > 1e-3
 
 
 def test_weight_decay_leaves_scales_alone(student, calibrated, tmp_path):
@@ -234,7 +238,7 @@ def test_saved_layers_are_the_same(student, calibrated, tmp_path):
     save_quantized_linears(calibrated, tmp_path / "layers.safetensors")
     loaded = load_quantized_linears(tmp_path / "layers.safetensors")
     for name, linear in calibrated.items():
-        assert loaded[name].input_scale == linear.input_scale
+        assert loaded[name].input_scale == np.float32(linear.input_scale)
         assert loaded[name].zero_point == linear.zero_point
         assert torch.equal(loaded[name].weight, linear.weight)
 
