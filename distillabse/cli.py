@@ -61,7 +61,7 @@ def settings(
     """Set up logging; of several processes the main one alone tells what it does, and does what is not training."""
     from distillabse.processes import is_main
 
-    if not is_main() and context.invoked_subcommand not in ("run", "assistant", "distill"):
+    if not is_main() and context.invoked_subcommand not in ("run", "assistant", "distill", "quantize"):
         raise typer.Exit
     logging.basicConfig(
         level=logging.INFO if verbose else logging.WARNING,
@@ -183,6 +183,19 @@ def distill(
     Example: distillabse distill quickstart --resume
     """
     _stage("distill", config, overrides, resume=resume)
+
+
+@app.command()
+def quantize(
+    config: Config,
+    overrides: Overrides = None,
+    resume: Annotated[bool, typer.Option("--resume", help="Go on from the newest checkpoint.")] = False,
+) -> None:
+    """Train the student with rounded weights and activations, where the configuration says so, for a static INT8 graph.
+
+    Example: distillabse quantize my.yaml --resume
+    """
+    _stage("quantize", config, overrides, resume=resume)
 
 
 @app.command()
@@ -313,12 +326,12 @@ def validate(config: Config, overrides: Overrides = None) -> None:
     import tempfile
 
     from distillabse.pipeline import require_fitting_shapes
-    from distillabse.settings import config_hash, training_arguments
+    from distillabse.settings import config_hash, training_arguments, trainings_of
 
     job = _load(config, overrides)
     require_fitting_shapes(job)
     with tempfile.TemporaryDirectory() as folder:
-        for trained in (job, job.of_assistant()) if job.assistant else (job,):
+        for trained in trainings_of(job):
             training_arguments(trained, Path(folder))
     typer.echo(f"{config} is valid (hash {config_hash(job)[:12]}).")
 

@@ -28,6 +28,9 @@ TOPOLOGY = "topology.json"
 TRAINING_DATA = "training-data"
 TEACHER_CACHE = "teacher-cache"
 UNIVERSAL_CHECKPOINT = "universal"
+CALIBRATED_LINEARS = "calibrated_linears.safetensors"
+# Beside the weights of an encoder: its linear layers in INT8.
+QUANTIZED_LINEARS = "quantized_linears.safetensors"
 # Where a student's vectors are narrower than its teacher's: the matrix that takes a teacher's vector to them.
 TEACHER_PROJECTION = "teacher_projection.safetensors"
 
@@ -166,6 +169,16 @@ class RunFolder:
         return self.root / "assistant-checkpoints"
 
     @property
+    def quantize_checkpoints(self) -> Path:
+        """Working area of the trainer for quantisation-aware distillation."""
+        return self.root / "quantize-checkpoints"
+
+    @property
+    def quantized(self) -> Path:
+        """The student trained with rounding: a folder that SentenceTransformer loads, and its INT8 layers."""
+        return self.root / "quantized"
+
+    @property
     def student(self) -> Path:
         """The trained student: a folder that SentenceTransformer loads."""
         return self.root / "student"
@@ -232,7 +245,12 @@ class RunFolder:
 
     def product(self, stage: str) -> Path:
         """The folder that a stage writes."""
-        return self.student if stage == "distill" else self.bundle if stage == "export" else self.root / stage
+        named = {"distill": self.student, "quantize": self.quantized, "export": self.bundle}
+        return named.get(stage, self.root / stage)
+
+    def checkpoints_of(self, stage: str) -> Path:
+        """Working area of the trainer in a stage that trains."""
+        return self.checkpoints if stage == "distill" else self.root / f"{stage}-checkpoints"
 
     def stamp(self, stage: str) -> Path:
         """The fingerprint of a finished stage's inputs."""

@@ -7,7 +7,7 @@ import shutil
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from datetime import datetime, timezone
-from functools import partial
+from functools import partial, reduce
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -30,6 +30,7 @@ from distillabse.models.teacher import encoder_settings
 from distillabse.settings import config_hash
 from distillabse.storage import new_file, read_json, remove_leftovers, sha256_of_json, write_json
 from distillabse.training.checkpoints import has_whole_checkpoint
+from distillabse.training.quantization_aware import quantize_stage
 from distillabse.training.stage import assistant_stage, distill_stage
 from distillabse.verification.examine import verify_stage
 from distillabse.vocabulary.stage import vocabulary_stage
@@ -42,7 +43,7 @@ class Stage:
     """One step of the job.
 
     Attributes:
-        reads: blocks of the configuration that its result depends on.
+        reads: blocks of the configuration that its result depends on, or single keys of them.
         after: the stages whose products it reads.
         run: the function that does it.
     """
@@ -72,14 +73,28 @@ STAGES: dict[str, Stage] = {
         ("corpus", "vocabulary", "assistant"),
         distill_stage,
     ),
-    "export": Stage(("export",), ("distill",), export_stage),
+    "quantize": Stage(
+        (
+            "teacher",
+            "export.quantization.training",
+            "export.quantization.calibration_sentences",
+            "export.quantization.cpu",
+            "seed",
+        ),
+        ("corpus", "vocabulary", "distill"),
+        quantize_stage,
+    ),
+    "export": Stage(("export",), ("distill", "quantize"), export_stage),
     "verify": Stage(("teacher", "evaluation", "gates", "seed"), ("corpus", "export"), verify_stage),
     "bench": Stage(("teacher", "evaluation", "bench", "seed"), ("corpus", "export"), bench_stage),
     "report": Stage(("name",), ("corpus", "vocabulary", "distill", "verify", "bench"), report_stage),
 }
 
 
-_TRAINED = ("assistant", "distill")
+_TRAINED = ("assistant", "distill", "quantize")
+
+# The blocks that a job may go without, and their stages with them.
+_OPTIONAL = {"assistant": "assistant", "quantize": "export.quantization.training"}
 
 # How the steps of a training are shared out, and what it reports, may change while it is interrupted.
 _MAY_CHANGE = {
@@ -125,8 +140,9 @@ def run_plan(config: JobConfig, *, force: bool = False) -> RunFolder:
 
 
 def stages_of(config: JobConfig) -> list[str]:
-    """The stages of a job in their order: only one with an assistant trains it."""
-    return [name for name in STAGES if name != "assistant" or config.assistant is not None]
+    """The stages of a job in their order: only one with an assistant trains it, and so on."""
+    values = config.model_dump(mode="json")
+    return [name for name in STAGES if name not in _OPTIONAL or _at(values, _OPTIONAL[name]) is not None]
 
 
 def run_stage(name: str, config: JobConfig, run: RunFolder, *, resume: bool = False) -> None:
@@ -137,7 +153,9 @@ def run_stage(name: str, config: JobConfig, run: RunFolder, *, resume: bool = Fa
         ConfigurationError: the job has no such stage, or its checkpoints belong to another one.
     """
     if name not in stages_of(config):
-        raise ConfigurationError(f"{name}: this configuration has no `{name}` block. Add one, or leave the stage out.")
+        raise ConfigurationError(
+            f"{name}: this configuration has no `{_OPTIONAL[name]}` block. Add one, or leave the stage out."
+        )
     if not _takes_part(name):
         return
     if name in _TRAINED:
@@ -289,7 +307,7 @@ def _claim_checkpoints(name: str, config: JobConfig, run: RunFolder, resume: boo
     Raises:
         ConfigurationError: it is to go on from checkpoints of another job.
     """
-    checkpoints = run.checkpoints if name == "distill" else run.assistant_checkpoints
+    checkpoints = run.checkpoints_of(name)
     belongs_to = checkpoints / "job.json"
     inputs = _inputs(name, config, run)
     if belongs_to.is_file() and resume:
@@ -316,7 +334,7 @@ def _changes(earlier: dict[str, Any], now: dict[str, Any]) -> list[str]:
     return [
         f"{key}: {before.get(key)!r} then, {after.get(key)!r} now"
         for key in sorted(keys)
-        if not _may_change(key.removeprefix("assistant."))
+        if not _may_change(key.removeprefix("assistant.").removeprefix("export.quantization.training."))
     ]
 
 
@@ -337,7 +355,12 @@ def _inputs(name: str, config: JobConfig, run: RunFolder) -> dict[str, Any]:
     """Everything a stage reads: its blocks of the configuration, the stages before it, and this package."""
     values = config.model_dump(mode="json")
     before = {f"{needed} (finished)": read_json(run.stamp(needed))["finished"] for needed in _before(name, config)}
-    return {**{key: values[key] for key in STAGES[name].reads}, **before, "distillabse": version("distillabse")}
+    return {**{key: _at(values, key) for key in STAGES[name].reads}, **before, "distillabse": version("distillabse")}
+
+
+def _at(values: dict[str, Any], key: str) -> Any:
+    """The value at a dotted key of nested mappings."""
+    return reduce(lambda inner, name: inner[name], key.split("."), values)
 
 
 def _now() -> str:

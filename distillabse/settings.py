@@ -89,6 +89,8 @@ def validate(values: dict[str, Any], origin: str = "the configuration") -> JobCo
     check_training_keys(config.training, origin)
     if config.assistant is not None:
         check_training_keys(config.assistant.training, origin, "assistant.")
+    if (quantization := config.export.quantization.training) is not None:
+        check_training_keys(quantization.training, origin, "export.quantization.training.")
     return config
 
 
@@ -172,6 +174,13 @@ def training_arguments(config: JobConfig, output_dir: Path) -> TrainingArguments
     if arguments.deepspeed:
         deepspeed.require_agreement(arguments, asked["deepspeed"])
     return arguments
+
+
+def trainings_of(config: JobConfig) -> list[JobConfig]:
+    """The job once for each training that it has, with that as its own."""
+    assistant = [config.of_assistant()] if config.assistant is not None else []
+    quantization = [config.of_quantization()] if config.export.quantization.training is not None else []
+    return [*assistant, config, *quantization]
 
 
 def _configs_folder() -> Path:

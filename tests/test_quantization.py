@@ -12,7 +12,6 @@ from tiny import JOB_WORDS
 
 from distillabse import layout
 from distillabse.config import ExportConfig, QuantizationConfig
-from distillabse.corpus.records import Record, write_records
 from distillabse.encoder import Encoder, session
 from distillabse.errors import InputError
 from distillabse.evaluation.fidelity import row_cosines
@@ -31,7 +30,6 @@ from distillabse.quantization.calibration import smoothing_vector, static_range
 from distillabse.quantization.linears import token_scales
 from distillabse.quantization.rounding import round_to_nearest, round_with_inputs, weight_scales
 from distillabse.quantization.statistics import input_statistics
-from distillabse.quantization.texts import calibration_texts
 
 KINDS = ("per_token", "static", "block_weights")
 
@@ -273,16 +271,3 @@ def test_a_static_graph_is_written_in_operators_that_everybody_reads(bundle):
 def test_a_static_graph_needs_texts(encoder, tmp_path):
     with pytest.raises(InputError, match="no texts to calibrate"):
         write_bundle(encoder, tmp_path, ExportConfig(quantization=QuantizationConfig(kind="static")), {})
-
-
-def test_calibration_texts_are_a_fixed_draw_from_both_sides(tmp_path):
-    rows = [Record(f"text {n}", "en", f"Satz {n}", "de") for n in range(50)]
-    write_records(tmp_path / "train.parquet", rows)
-    drawn = calibration_texts(tmp_path / "train.parquet", 20, seed=1)
-    assert (
-        drawn
-        == calibration_texts(tmp_path / "train.parquet", 20, seed=1)
-        != calibration_texts(tmp_path / "train.parquet", 20, seed=2)
-    )
-    assert len(drawn) == 20 and {text.split()[0] for text in drawn} == {"text", "Satz"}
-    assert len(calibration_texts(tmp_path / "train.parquet", 1000, seed=1)) == 50

@@ -58,6 +58,7 @@ from distillabse.config.product import (
     GatesConfig,
     PlanConfig,
     QuantizationConfig,
+    QuantizationTrainingConfig,
 )
 from distillabse.config.tasks import (
     AlignedTable,
@@ -107,6 +108,7 @@ __all__ = [
     "PlanConfig",
     "ProbeTask",
     "QuantizationConfig",
+    "QuantizationTrainingConfig",
     "RetrievalTask",
     "RoutingObjective",
     "ScoredTable",

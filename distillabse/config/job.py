@@ -36,6 +36,15 @@ from distillabse.config.product import (
 )
 from distillabse.config.tasks import TasksConfig
 
+# Unlike a job's own training, this one is short and starts almost where it ends.
+_QUANTIZATION_TRAINING = {
+    "max_steps": 600,
+    "per_device_train_batch_size": 32,
+    "learning_rate": 5e-5,
+    "weight_decay": 0.0,
+    "bf16": False,
+}
+
 
 class JobConfig(TrainingConfig):
     """One compression job."""
@@ -81,6 +90,23 @@ class JobConfig(TrainingConfig):
         return self
 
     @model_validator(mode="after")
+    def _student_can_be_quantized(self) -> JobConfig:
+        trained = self.export.quantization.training
+        if trained is None:
+            return self
+        if isinstance(self.student, SwitchStudentConfig):
+            raise ValueError(
+                "export.quantization.training: it is for dense students, and the experts of a Switch student are no "
+                "linear layers. Leave it out, or distil the Switch student back into a dense one"
+            )
+        if trained.target == "teacher" and (not self.shares_tokenizer or self.teacher.languages is not None):
+            raise ValueError(
+                "export.quantization.training.target: the teacher does not read all that the student reads; set "
+                "target: student"
+            )
+        return self
+
+    @model_validator(mode="after")
     def _consumers_can_load(self) -> JobConfig:
         if isinstance(self.student, SwitchStudentConfig):
             unable = [name for name in self.export.consumers if name not in SWITCH_CONSUMERS]
@@ -102,6 +128,24 @@ class JobConfig(TrainingConfig):
             raise ValueError("the job has no assistant")
         own = {name: getattr(self.assistant, name) for name in AssistantConfig.model_fields}
         return self.model_copy(update={**own, "assistant": None})
+
+    def of_quantization(self) -> JobConfig:
+        """The same job with its quantisation-aware distillation as its training.
+
+        Raises:
+            ValueError: the job has none.
+        """
+        trained = self.export.quantization.training
+        if trained is None:
+            raise ValueError("the job has no quantisation-aware distillation")
+        defaults = dict(_QUANTIZATION_TRAINING)
+        if "num_train_epochs" in trained.training:
+            del defaults["max_steps"]
+        if "fp16" in trained.training:
+            del defaults["bf16"]
+        none = {"assistant": None, "teacher_cache": False, "shard_teacher": False, "static_warmup": None}
+        own = {"objectives": trained.objectives, "early_stopping": trained.early_stopping}
+        return self.model_copy(update={**none, **own, "training": {**defaults, **trained.training}})
 
     @property
     def shares_tokenizer(self) -> bool:

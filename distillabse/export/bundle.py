@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
+import tempfile
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -18,12 +19,11 @@ if TYPE_CHECKING:
     from sentence_transformers import SentenceTransformer
 
     from distillabse.export.quantize import Quantized
+    from distillabse.quantization import QuantizedLinear
+
+    QuantizedEncoder = tuple[SentenceTransformer, Mapping[str, QuantizedLinear]]
 
 logger = logging.getLogger(__name__)
-
-_SATURATING_CPUS = ("avx512", "avx2")
-# Greatest weight: with 7 bits the sum of two products fits into the 16 bits that such a CPU has for it.
-LARGEST, SATURATION_FREE = 127, 63
 
 
 def export_stage(config: JobConfig, run: RunFolder, checkpoint: Path | None = None) -> None:
@@ -34,6 +34,7 @@ def export_stage(config: JobConfig, run: RunFolder, checkpoint: Path | None = No
     """
     from distillabse.models.reduction import load_reduction, save_reduction
     from distillabse.models.teacher import load_encoder
+    from distillabse.quantization import load_quantized_linears
     from distillabse.quantization.texts import calibration_texts
     from distillabse.training.checkpoints import require_whole
     from distillabse.training.stage import checkpoint_reduction
@@ -45,12 +46,14 @@ def export_stage(config: JobConfig, run: RunFolder, checkpoint: Path | None = No
         student, reduction = run.student, load_reduction(run.student)
     else:
         raise InputError(f"{run.student} does not exist. Run `distillabse distill` first.")
-    quantization = config.export.quantization
-    texts = calibration_texts(run.split("train"), quantization.calibration_sentences, config.seed)
+    texts, quantized = calibration_texts(config, run), None
+    if config.export.quantization.training is not None and checkpoint is None:
+        linears = load_quantized_linears(run.quantized / layout.QUANTIZED_LINEARS)
+        quantized = load_encoder(str(run.quantized)), linears
     with new_folder(run.bundle) as folder:
         if reduction is not None:
             save_reduction(reduction, folder)
-        write_bundle(load_encoder(str(student)), folder, config.export, read_json(run.record), texts)
+        write_bundle(load_encoder(str(student)), folder, config.export, read_json(run.record), texts, quantized)
     logger.info("Bundle written to %s", run.bundle)
 
 
@@ -60,6 +63,7 @@ def write_bundle(
     config: ExportConfig,
     provenance: dict[str, Any],
     texts: Sequence[str] = (),
+    quantized: QuantizedEncoder | None = None,
 ) -> None:
     """Fill `folder` with the torch encoder, its ONNX graphs, `provenance` and checksums of every file.
 
@@ -70,6 +74,7 @@ def write_bundle(
         provenance: where the encoder comes from, written as it is into distillabse.json.
         texts: what INT8 is calibrated on. Without any, weights are rounded to the nearest, and every token has a zero
             point of its own: slower and less exact.
+        quantized: the encoder after quantisation-aware distillation, and its layers; the INT8 graph is made of it.
     """
     from distillabse.export.card import write_plain_card
     from distillabse.export.graph import export_graph
@@ -81,7 +86,7 @@ def write_bundle(
     export_graph(encoder, folder / layout.ONNX_FP32, config.opset)
     if config.quantization.enabled:
         logger.info("Quantising to INT8")
-        done = quantize_graph(encoder, folder, config.quantization, texts)
+        done = quantize_graph(encoder, folder, config.quantization, texts, quantized, config.opset)
         kind = config.quantization.kind
         provenance = {**provenance, "int8": {"kind": kind, "matmuls": done.matmuls, "embeddings": done.embeddings}}
     write_pooled_graphs(folder)
@@ -91,26 +96,34 @@ def write_bundle(
 
 
 def quantize_graph(
-    encoder: SentenceTransformer, folder: Path, config: QuantizationConfig, texts: Sequence[str] = ()
+    encoder: SentenceTransformer,
+    folder: Path,
+    config: QuantizationConfig,
+    texts: Sequence[str] = (),
+    quantized: QuantizedEncoder | None = None,
+    opset: int = 18,
 ) -> Quantized:
     """Write the INT8 form of a bundle's fp32 graph beside it.
 
     Raises:
         InputError: a static graph needs texts, and there are none.
     """
+    from distillabse.export.graph import export_graph
     from distillabse.export.quantize import quantize, quantize_weights
+    from distillabse.quantization import calibrate
 
-    source, target = folder / layout.ONNX_FP32, folder / int8_file(config)
-    if config.kind == "block_weights":
-        return quantize_weights(source, target, embeddings=config.embeddings)
-    saturates = config.cpu in _SATURATING_CPUS
-    linears = None
-    if texts or config.kind == "static":
-        from distillabse.quantization import calibrate
-
-        largest = SATURATION_FREE if saturates else LARGEST
-        linears = calibrate(encoder, texts, static=config.kind == "static", largest=largest)
-    return quantize(source, target, linears, embeddings=config.embeddings, reduce_range=saturates)
+    target = folder / int8_file(config)
+    with tempfile.TemporaryDirectory() as temporary:
+        source = folder / layout.ONNX_FP32
+        if quantized is not None:  # its other weights have been trained, too
+            source = Path(temporary) / source.name
+            export_graph(quantized[0], source, opset)
+        if config.kind == "block_weights":
+            return quantize_weights(source, target, embeddings=config.embeddings)
+        linears = None if quantized is None else quantized[1]
+        if linears is None and (texts or config.kind == "static"):
+            linears = calibrate(encoder, texts, static=config.kind == "static", largest=config.greatest_weight)
+        return quantize(source, target, linears, embeddings=config.embeddings, largest=config.greatest_weight)
 
 
 def int8_file(config: QuantizationConfig) -> str:

@@ -55,7 +55,7 @@ def quantize(
     linears: Mapping[str, QuantizedLinear] | None = None,
     *,
     embeddings: bool = True,
-    reduce_range: bool = False,
+    largest: int = 127,
 ) -> Quantized:
     """Write the INT8 form of the fp32 graph `source` to `target`.
 
@@ -64,7 +64,7 @@ def quantize(
         target: where to write; inputs, outputs and their types stay as they are.
         linears: the layers by their names in the transformer. What is not among them is rounded to the nearest.
         embeddings: also store the largest embedding table as INT8 rows, each with its scale.
-        reduce_range: 7-bit weights for what is not in `linears`, for CPUs whose 8-bit products saturate (AVX2 and
+        largest: greatest weight of what is not in `linears`, 63 for CPUs whose 8-bit products saturate (AVX2 and
             AVX-512 without VNNI).
     """
     model = onnx.load(str(source))
@@ -72,7 +72,7 @@ def quantize(
         # Scales of rows need rows. Static products do without: two-axis products would be fused to Gemm, which
         # ONNX Runtime does not know in INT8 without a scale for its outputs.
         flatten_tokens(model)
-    rewriter = _Rewriter(model, linears or {}, 63 if reduce_range else 127)
+    rewriter = _Rewriter(model, linears or {}, largest)
     done = rewriter.rewrite(embeddings)
     _save(model, target)
     return done

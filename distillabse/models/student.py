@@ -56,13 +56,13 @@ def build_student(
     if only_layers and not is_switch and not sparse_layers(model):
         transformer, basis = copy.deepcopy(teacher[0]), torch.eye(shape.hidden_size, device=model.device)
         _keep_layers(transformer.auto_model, layers)
-        _set_dropout(transformer.auto_model, config.dropout)
+        set_dropout(transformer.auto_model, config.dropout)
     else:
         student_model = _new_model(model, shape, config).to(model.device)
         basis = torch.eye(own_shape.hidden_size, shape.hidden_size, device=model.device)
         if config.initialisation != "random":
             basis = initialise_from_teacher(student_model, model, layers, config, token_counts)
-        _set_dropout(student_model, config.dropout)
+        set_dropout(student_model, config.dropout)
         # The tokenizer and its settings are copied, the teacher's model is not.
         transformer = copy.deepcopy(teacher[0], {id(model): student_model})
     pooling = next(module for module in teacher if isinstance(module, Pooling))
@@ -73,7 +73,7 @@ def build_student(
     modules.append(Normalize())
     student = with_modules(teacher, modules)
     student.requires_grad_(True)
-    _freeze_pooler(transformer.auto_model)
+    freeze_pooler(transformer.auto_model)
     if config.freeze_embeddings:
         transformer.auto_model.embeddings.requires_grad_(False)
     return student.train()
@@ -177,7 +177,8 @@ def _keep_layers(model: Any, chosen: list[int]) -> None:
     model.config.num_hidden_layers = len(chosen)
 
 
-def _set_dropout(model: Any, probability: float) -> None:
+def set_dropout(model: Any, probability: float) -> None:
+    """Set the probability of every dropout of a transformers model; experts have one of their own."""
     model.config.hidden_dropout_prob = model.config.attention_probs_dropout_prob = probability
     for module in model.modules():
         if isinstance(module, nn.Dropout):
@@ -186,7 +187,7 @@ def _set_dropout(model: Any, probability: float) -> None:
         layer.feed_forward.experts.dropout.p = model.config.expert_dropout
 
 
-def _freeze_pooler(model: Any) -> None:
+def freeze_pooler(model: Any) -> None:
     """BERT's own pooler takes no part in the sentence vector; kept so that the saved folder loads without a warning."""
     if getattr(model, "pooler", None) is not None:
         model.pooler.requires_grad_(False)

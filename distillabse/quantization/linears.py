@@ -45,11 +45,14 @@ class QuantizedLinear:
     smoothing: Tensor | None = None
     shift: Tensor | None = None
 
+    def moved(self, inputs: Tensor) -> Tensor:
+        """Inputs [..., inputs] shifted and smoothed."""
+        moved = inputs if self.shift is None else inputs - self.shift
+        return moved if self.smoothing is None else moved / self.smoothing
+
     def quantized_inputs(self, inputs: Tensor) -> Tensor:
         """What the integer product sees of inputs [..., inputs], as float32 again, still shifted and smoothed."""
-        moved = inputs if self.shift is None else inputs - self.shift
-        if self.smoothing is not None:
-            moved = moved / self.smoothing
+        moved = self.moved(inputs)
         if self.input_scale is not None:
             return fake_quantized(moved, torch.tensor(self.input_scale), self.zero_point)
         return fake_quantized(moved, token_scales(moved, self.zero_point, self.least_scale), self.zero_point)
@@ -60,10 +63,15 @@ class QuantizedLinear:
         return torch.nn.functional.linear(self.quantized_inputs(inputs), weight, self.bias)
 
 
+def moved_to(linear: QuantizedLinear, device: torch.device) -> QuantizedLinear:
+    """The same layer with its tensors on a device."""
+    tensors = {name: value.detach().to(device) for name, value in vars(linear).items() if isinstance(value, Tensor)}
+    return replace(linear, **tensors)  # type: ignore[arg-type]
+
+
 def on_cpu(linear: QuantizedLinear) -> QuantizedLinear:
     """The same layer with its tensors on the CPU."""
-    tensors = {name: value.detach().cpu() for name, value in vars(linear).items() if isinstance(value, Tensor)}
-    return replace(linear, **tensors)  # type: ignore[arg-type]
+    return moved_to(linear, torch.device("cpu"))
 
 
 def token_scales(inputs: Tensor, zero_point: int, least_scale: float = 0.0) -> Tensor:

@@ -107,6 +107,11 @@ def input_statistics(encoder: SentenceTransformer, texts: Sequence[str]) -> list
     return list(groups.values())
 
 
+def shared_inputs(encoder: SentenceTransformer) -> list[list[str]]:
+    """Names of the linear layers in the groups that are given the same tensor, as they are computed."""
+    return [group.names for group in input_statistics(encoder, ["text"])]
+
+
 @contextmanager
 def _observed(encoder: SentenceTransformer) -> Iterator[list[tuple[Tensor, list[str], bool]]]:
     """While open, every different input of linear layers is listed: the tensor, the layers, and if it is normalised."""

@@ -1,31 +1,33 @@
-"""The texts that scales are found on."""
+"""The texts that scales are calibrated on."""
 
 from __future__ import annotations
 
-from pathlib import Path
+from itertools import chain
 
 import numpy as np
 
-from distillabse.corpus.records import count_records, iterate_records
+from distillabse.config import JobConfig
+from distillabse.corpus.records import count_records, iterate_batches, to_records
+from distillabse.layout import RunFolder
 
 
-def calibration_texts(split: Path, count: int, seed: int) -> list[str]:
-    """Texts of a split, drawn evenly from all of its rows; of a pair, one side or the other.
+def calibration_texts(config: JobConfig, run: RunFolder) -> list[str]:
+    """Distinct texts of the training split, `export.quantization.calibration_sentences` of them where it has as many.
 
-    Args:
-        split: what `write_records` wrote, the training split.
-        count: how many, at most.
-        seed: of the draw.
+    Rows are drawn with the job's seed and read in passing, in constant memory. Of a pair either side may be drawn.
 
     Raises:
-        InputError: the file is missing or is not a split of a corpus.
+        InputError: the corpus stage has not run.
     """
+    wanted, split = config.export.quantization.calibration_sentences, run.split("train")
     rows = count_records(split)
-    random = np.random.default_rng(seed)
-    chosen = set(random.choice(rows, size=min(count, rows), replace=False).tolist())
-    texts = []
-    for row, record in enumerate(iterate_records(split)):
-        if row in chosen:
-            translated = record.translation is not None and random.random() < 0.5
-            texts.append(str(record.translation) if translated else record.text)
-    return list(dict.fromkeys(texts))
+    random = np.random.default_rng(config.seed)
+    chosen = np.sort(random.choice(rows, size=min(rows, wanted), replace=False))
+    drawn, first = [], 0
+    for batch in iterate_batches(split):
+        here = chosen[(chosen >= first) & (chosen < first + len(batch))] - first
+        drawn.extend(to_records(batch.take(here)))
+        first += len(batch)
+    sides = chain.from_iterable((record.text, record.translation) for record in drawn)
+    texts = list(dict.fromkeys(text for text in sides if text is not None))
+    return [texts[index] for index in random.permutation(len(texts))[:wanted]]

@@ -28,6 +28,8 @@ if TYPE_CHECKING:
     from sentence_transformers import SentenceTransformer
     from transformers import TrainingArguments
 
+    from distillabse.quantization.fake import FakeQuantization
+
 
 def trainer_arguments(config: JobConfig, checkpoints: Path) -> TrainingArguments:
     """The training block as TrainingArguments, in a state in which encoders load whole; see `training_arguments`.
@@ -55,6 +57,7 @@ def distill(
     arguments: TrainingArguments,
     checkpoint: str | None = None,
     reduction: NDArray[np.float32] | None = None,
+    quantization: FakeQuantization | None = None,
 ) -> dict[str, Any]:
     """Train `student` on `teacher`; returns the history of the run. All processes of a job call this.
 
@@ -69,6 +72,7 @@ def distill(
         arguments: of the Trainer.
         checkpoint: folder to go on from.
         reduction: where the student's vectors are narrower; see `Distiller`.
+        quantization: how the student is rounded in training; its scales are trained with it.
 
     Raises:
         TrainingError: the loss stopped being a number, or another process is gone.
@@ -82,7 +86,7 @@ def distill(
     if arguments.deepspeed:
         announce_checkpoint(arguments, checkpoint)
         copied = copy.deepcopy(student).cpu() if processes.is_main() else None
-    distiller = Distiller(student, teacher, config.objectives, reduction)
+    distiller = Distiller(student, teacher, config.objectives, reduction, quantization)
     callbacks: list[Any] = []
     if config.early_stopping is not None:
         callbacks.append(EarlyStoppingCallback(config.early_stopping.patience, config.early_stopping.threshold))

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from contextlib import nullcontext
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
@@ -13,12 +13,15 @@ from torch import Tensor, autocast, nn, no_grad
 from distillabse.config import ObjectiveConfig, need_teacher_of_translations
 from distillabse.models.taps import Signals, Tap, TappedEncoder, shape_of
 from distillabse.objectives import Feature, PairObjective, build_objective
+from distillabse.quantization.fake import FakeQuantization, quantized_forward
 from distillabse.training.deepspeed import shard_teacher
 
 if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
     from sentence_transformers import SentenceTransformer
+
+_STUDENT, _OBJECTIVES, _QUANTIZATION = "student.", "objectives.", "quantization."
 
 
 class Distiller(nn.Module):
@@ -34,6 +37,7 @@ class Distiller(nn.Module):
         teacher: SentenceTransformer,
         objectives: Sequence[ObjectiveConfig],
         reduction: NDArray[np.float32] | None = None,
+        quantization: FakeQuantization | None = None,
     ) -> None:
         """Prepare training.
 
@@ -43,6 +47,7 @@ class Distiller(nn.Module):
             objectives: those of weight 0 are left out.
             reduction: from the teacher's vectors to those that the student is measured by, where the student's are
                 narrower, [teacher's dimension, student's dimension]; maps to the teacher's dimension start with it.
+            quantization: how the student is rounded in training, with scales that are trained, too.
 
         Raises:
             ConfigurationError: an objective does not fit the two shapes.
@@ -53,6 +58,7 @@ class Distiller(nn.Module):
         used = [config for config in objectives if config.weight > 0]
         self.teacher_reads_translations = need_teacher_of_translations(used)
         self.objectives = nn.ModuleList(build_objective(config, *shapes) for config in used)
+        self.quantization = quantization
         for objective in self.objectives:
             if reduction is not None and isinstance(objective, Feature):
                 objective.start_from(torch.from_numpy(reduction))
@@ -72,6 +78,29 @@ class Distiller(nn.Module):
         """Spread the teacher over the processes; see `distillabse.training.deepspeed.shard_teacher`."""
         shard_teacher(self.teacher, settings)
         self._teacher_is_sharded = True
+
+    @staticmethod
+    def divided(weights: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+        """This module's weights by name as those of the student, and what is learnt beside it.
+
+        That is maps of objectives, named as in `objectives`, and scales, named "quantization.".
+        """
+        student = {name.removeprefix(_STUDENT): weights[name] for name in weights if name.startswith(_STUDENT)}
+        learnt = {name.removeprefix(_OBJECTIVES): weights[name] for name in weights if not name.startswith(_STUDENT)}
+        return student, learnt
+
+    def load_learnt(self, learnt: Mapping[str, Tensor], assign: bool = False) -> None:
+        """Take over what is learnt beside the student, named as in `divided`; `assign` as in `load_state_dict`."""
+        named = {name if name.startswith(_QUANTIZATION) else _OBJECTIVES + name: learnt[name] for name in learnt}
+        if self.load_state_dict(named, strict=False, assign=assign).unexpected_keys:
+            raise KeyError(f"not of these objectives: {', '.join(named)}")
+
+    def measured(self, student: SentenceTransformer, learnt: Mapping[str, Tensor]) -> AbstractContextManager[None]:
+        """While this is open, `student` gives the vectors that it will have as a product, with what was learnt."""
+        if self.quantization is None:
+            return nullcontext()
+        own = {name.removeprefix(_QUANTIZATION): learnt[name] for name in learnt if name.startswith(_QUANTIZATION)}
+        return quantized_forward(student, self.quantization.linears(student, own))
 
     @cached_property
     def teacher_taps(self) -> tuple[Tap, ...]:
@@ -119,7 +148,9 @@ class Distiller(nn.Module):
             target = self.teacher_signals(teacher_input_ids, teacher_attention_mask)
         else:
             target = Signals(teacher_sentence, dict(zip(self.teacher_taps, teacher_taps, strict=True)))
-        output = self._tapped_student(input_ids, attention_mask)
+        quantization = self.quantization
+        with nullcontext() if quantization is None else quantization.attached(self.student):
+            output = self._tapped_student(input_ids, attention_mask)
         terms: dict[str, Tensor] = {}
         # Logarithms of small probabilities need float32, whatever precision the models run in.
         with autocast(input_ids.device.type, enabled=False):

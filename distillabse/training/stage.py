@@ -103,12 +103,8 @@ def _train(
     """Train `config.student` on `teacher`, whose vectors are the original teacher's through `reduction`, if any."""
     assert isinstance(config.student, TrainedStudentConfig)
     checkpoints = Path(str(arguments.output_dir))
-    checkpoint = _checkpoint_to_resume(checkpoints, arguments) if resume else None
-    if not checkpoints.is_dir():
-        raise InputError(
-            f"Process {processes.rank()} does not see {checkpoints}, which the main process made. All nodes must share "
-            "the run folder: set `output` to a place on a shared file system."
-        )
+    checkpoint = checkpoint_to_resume(checkpoints, arguments) if resume else None
+    require_shared(checkpoints)
     base = teacher if config.shares_tokenizer else base_encoder(config, run, str(arguments.device))
     counts = np.load(run.token_counts, allow_pickle=False)
     student = build_student(base, config.student, counts, teacher.get_embedding_dimension())
@@ -198,7 +194,20 @@ def _prepare_data(
         tokenise_corpus(student, training_texts(split, distinct), folder)
 
 
-def _checkpoint_to_resume(checkpoints: Path, arguments: TrainingArguments) -> Path | None:
+def require_shared(checkpoints: Path) -> None:
+    """Refuse to go on where this process does not see the folder of checkpoints.
+
+    Raises:
+        InputError: it is not there.
+    """
+    if not checkpoints.is_dir():
+        raise InputError(
+            f"Process {processes.rank()} does not see {checkpoints}, which the main process made. All nodes must share "
+            "the run folder: set `output` to a place on a shared file system."
+        )
+
+
+def checkpoint_to_resume(checkpoints: Path, arguments: TrainingArguments) -> Path | None:
     """The newest whole checkpoint, in a form that as many processes as there are now can load."""
     from distillabse.training.trainer import topology_of
 

@@ -108,7 +108,7 @@ class DistillationTrainer(Trainer):
         self.add_callback(self.progress)
         self.held_out_fidelity = held_out_fidelity
         self._copy = copy
-        self._has_best = False
+        self._best_learnt: dict[str, Tensor] | None = None
         self._terms: dict[str, Tensor] = {}
         self._batches = 0
         self._routers = RouterMonitor(transformer_of(distiller.student))
@@ -164,6 +164,10 @@ class DistillationTrainer(Trainer):
             worker_init_fn=leave_signals_to_trainer,
         )
 
+    def get_decay_parameter_names(self, model: Any) -> list[str]:
+        """As in any Trainer; scales of a quantisation are never pulled towards anything."""
+        return [name for name in super().get_decay_parameter_names(model) if "quantization." not in name]
+
     def create_optimizer(self, model: Any = None) -> Any:
         """As in any Trainer."""
         optimizer = super().create_optimizer(model)
@@ -189,12 +193,14 @@ class DistillationTrainer(Trainer):
         self, eval_dataset: Any = None, ignore_keys: list[str] | None = None, metric_key_prefix: str = "eval"
     ) -> dict[str, float]:
         """Held-out fidelity of the student as it is now, measured in the main process and told to the others."""
-        student, _ = self._whole()
+        student, learnt = self._whole()
         told: list[Any] = [{}]
         if self.args.should_save and self.held_out_fidelity is not None:
             device = student.device
             student.eval().to(self.args.device)  # the copy rests on the CPU
-            told = [{f"{metric_key_prefix}_{name}": value for name, value in self.held_out_fidelity(student).items()}]
+            with self.distiller.measured(student, learnt):
+                figures = self.held_out_fidelity(student)
+            told = [{f"{metric_key_prefix}_{name}": value for name, value in figures.items()}]
             student.to(device)
         self.distiller.student.train()
         metrics: dict[str, float] = broadcast_object_list(told)[0]
@@ -216,11 +222,12 @@ class DistillationTrainer(Trainer):
     def take_trained_weights(self) -> None:
         """After training under DeepSpeed: give the student whole weights, in the main process; all must call this."""
         if self.is_deepspeed_enabled:
-            if not self._has_best:
-                self._whole()
+            distiller = self.distiller
+            learnt = self._whole()[1] if self._best_learnt is None else self._best_learnt
             self.deepspeed.destroy()
             if self._copy is not None:
-                self.distiller.student.load_state_dict(self._copy.state_dict(), assign=True)
+                distiller.student.load_state_dict(self._copy.state_dict(), assign=True)
+                distiller.load_learnt(learnt, assign=True)
 
     def _whole(self) -> tuple[SentenceTransformer, dict[str, Tensor]]:
         """The student as it is now, and what the objectives learnt; all processes must call this.
@@ -229,17 +236,13 @@ class DistillationTrainer(Trainer):
         """
         distiller = self.distiller
         if not self.is_deepspeed_enabled:
-            return distiller.student, distiller.objectives.state_dict()
-        weights = trained_weights(distiller)
-        parts: dict[str, dict[str, Tensor]] = {"student": {}, "objectives": {}}
-        for name, weight in weights.items():
-            part, _, own_name = name.partition(".")
-            parts[part][own_name] = weight
+            return distiller.student, distiller.divided(distiller.state_dict())[1]
+        weights, learnt = distiller.divided(trained_weights(distiller))
         if self._copy is None:
-            return distiller.student, parts["objectives"]
+            return distiller.student, learnt
         # What is frozen is not among the weights, and as it was.
-        self._copy.load_state_dict(parts["student"], strict=False)
-        return self._copy, parts["objectives"]
+        self._copy.load_state_dict(weights, strict=False)
+        return self._copy, learnt
 
     def _mean_terms(self) -> dict[str, float]:
         """Mean of each term since the last log, over all processes.
@@ -317,9 +320,7 @@ class DistillationTrainer(Trainer):
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
         self._load_student(Path(resume_from_checkpoint), self.distiller.student)
-        objectives = Path(resume_from_checkpoint) / layout.OBJECTIVES
-        if objectives.is_file():
-            self.distiller.objectives.load_state_dict(load_file(objectives))
+        self.distiller.load_learnt(self._learnt_of(Path(resume_from_checkpoint)))
 
     def _load_best_model(self) -> None:
         best = checkpoint_path(Path(self.args.output_dir), self.state.best_global_step)
@@ -332,7 +333,14 @@ class DistillationTrainer(Trainer):
         student = self._copy if self.is_deepspeed_enabled else self.distiller.student
         if student is not None:
             self._load_student(best, student)
-        self._has_best = True
+        self._best_learnt = self._learnt_of(best)
+        if not self.is_deepspeed_enabled:
+            self.distiller.load_learnt(self._best_learnt)
+
+    @staticmethod
+    def _learnt_of(checkpoint: Path) -> dict[str, Tensor]:
+        path = checkpoint / layout.OBJECTIVES
+        return load_file(path) if path.is_file() else {}
 
     def _load_student(self, folder: Path, student: SentenceTransformer) -> None:
         from distillabse.models.teacher import load_encoder
