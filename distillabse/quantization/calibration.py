@@ -19,6 +19,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Sequence
 from dataclasses import replace
+from itertools import product
 from typing import TYPE_CHECKING
 
 import torch
@@ -35,7 +36,7 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
-EXPONENTS = (0.5, 0.6, 0.7, 0.75, 0.8, 0.85, 0.9)
+EXPONENTS = (0.5, 0.6, 0.7, 0.8, 0.9, 1.0)
 ZERO_POINTS = (8, 12, 16, 24, 32, 64, CENTRE)
 # What is left of the error of rounding to the nearest after GPTQ.
 _LEFT_BY_GPTQ = 1 / 3
@@ -149,9 +150,11 @@ def _smoothing(
     moved = _moved(group.sample(), shift, None)
     centre = 0 if shift is None else shift
     reach = torch.maximum(group.high - centre, centre - group.low)
+    # A rare outlier sets the greatest magnitude, and says little of the rest: the spread is tried, too.
+    magnitudes = (reach, moved.std(dim=0))
     best: tuple[float, Tensor] | None = None
-    for exponent in EXPONENTS:
-        vector = smoothing_vector(reach, weight.abs().amax(dim=0), exponent)
+    for magnitude, exponent in product(magnitudes, EXPONENTS):
+        vector = smoothing_vector(magnitude, weight.abs().amax(dim=0), exponent)
         inputs, smoothed = moved / vector, weight * vector
         scale, zero_point = static_range(inputs) if static else (None, CENTRE)
         scales = token_scales(inputs, CENTRE) if scale is None else torch.tensor(scale)
