@@ -18,7 +18,7 @@ from rich.logging import RichHandler
 from distillabse.cli_configs import configs_app
 from distillabse.cli_encode import encode
 from distillabse.cli_finetune import finetune
-from distillabse.cli_ship import demo, export_flavor, push
+from distillabse.cli_ship import demo, push
 from distillabse.cli_verify import verify
 from distillabse.errors import ConfigurationError, DistillabseError, GateFailed
 
@@ -183,56 +183,6 @@ def distill(
     Example: distillabse distill quickstart --resume
     """
     _stage("distill", config, overrides, resume=resume)
-
-
-@app.command()
-def quantize(
-    config: Config,
-    overrides: Overrides = None,
-    resume: Annotated[bool, typer.Option("--resume", help="Go on from the newest checkpoint.")] = False,
-) -> None:
-    """Train the student with rounded weights and activations, where the configuration says so, for a static INT8 graph.
-
-    Example: distillabse quantize my.yaml --resume
-    """
-    _stage("quantize", config, overrides, resume=resume)
-
-
-@app.command()
-def export(
-    config: Config,
-    overrides: Overrides = None,
-    checkpoint: Annotated[
-        Path | None, typer.Option(help="Export this checkpoint of the training instead of the finished student.")
-    ] = None,
-    flavor: Annotated[
-        str | None,
-        typer.Option(
-            help="Make the folder that one consumer wants: tei-int8, optimum, transformers-js or single-file. CONFIG "
-            "may be a bundle."
-        ),
-    ] = None,
-    output: Annotated[Path | None, typer.Option(help="With --flavor: where; by default beside the bundle.")] = None,
-    texts: Annotated[
-        Path | None, typer.Option(help="With --flavor single-file: texts, one a line, that it must get right.")
-    ] = None,
-) -> None:
-    """Write the bundle: ONNX fp32 and INT8 beside the torch student.
-
-    Example: distillabse export quickstart export.quantization.cpu=avx2
-    """
-    from distillabse.pipeline import export_checkpoint, prepare
-
-    if flavor is not None:
-        folder = export_flavor(config, overrides or [], flavor, output, texts, checkpoint)
-        Console().print(f"{flavor}: [bold]{folder}[/bold]", soft_wrap=True)
-    elif output or texts:
-        raise ConfigurationError("--output and --texts belong to --flavor; give it, too.")
-    elif checkpoint is None:
-        _stage("export", config, overrides)
-    else:
-        job = _load(config, overrides)
-        export_checkpoint(job, prepare(job), checkpoint)
 
 
 app.command()(verify)

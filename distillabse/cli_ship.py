@@ -1,4 +1,4 @@
-"""Commands on a finished bundle: publish it, show it, and make it fit one consumer."""
+"""Commands that make a bundle, make it fit one consumer, publish it and show it."""
 
 from __future__ import annotations
 
@@ -14,6 +14,39 @@ if TYPE_CHECKING:
     from distillabse.config import JobConfig
 
 Bundle = Annotated[Path, typer.Argument(help="Folder that `export` wrote.")]
+
+
+def export(
+    config: Annotated[str, typer.Argument(help="A YAML file, or the name of a shipped configuration.")],
+    overrides: Annotated[
+        list[str] | None, typer.Argument(help="key=value, e.g. export.opset=18", show_default=False)
+    ] = None,
+    checkpoint: Annotated[
+        Path | None, typer.Option(help="Export this checkpoint of the training instead of the finished student.")
+    ] = None,
+    flavor: Annotated[
+        str | None,
+        typer.Option(
+            help="Make the folder that one consumer wants: tei-int8, optimum, transformers-js or single-file. CONFIG "
+            "may be a bundle."
+        ),
+    ] = None,
+    output: Annotated[Path | None, typer.Option(help="With --flavor: where; by default beside the bundle.")] = None,
+    texts: Annotated[
+        Path | None, typer.Option(help="With --flavor single-file: texts, one a line, that it must get right.")
+    ] = None,
+) -> None:
+    """Write the bundle: ONNX fp32 and INT8 beside the torch student.
+
+    Example: distillabse export quickstart export.quantization.cpu=avx2
+    """
+    if flavor is not None:
+        folder = _export_flavor(config, overrides or [], flavor, output, texts, checkpoint)
+        Console().print(f"{flavor}: [bold]{folder}[/bold]", soft_wrap=True)
+    elif output or texts:
+        raise ConfigurationError("--output and --texts belong to --flavor; give it, too.")
+    else:
+        _export(_load(config, overrides or []), checkpoint)
 
 
 def push(
@@ -67,7 +100,7 @@ def demo(
             return
 
 
-def export_flavor(
+def _export_flavor(
     config: str, overrides: list[str], flavor: str, output: Path | None, texts: Path | None, checkpoint: Path | None
 ) -> Path:
     """Make the folder of a flavor from a bundle, or from the bundle of a job, which is exported first if need be.
@@ -94,19 +127,20 @@ def export_flavor(
             raise ConfigurationError(f"{config} is a bundle: settings and checkpoints belong to a configuration.")
         bundle = Path(config)
     else:
-        bundle = _exported(_load(config, overrides), checkpoint)
+        bundle = _export(_load(config, overrides), checkpoint, only_if_changed=True)
     target = output or bundle.parent / f"{bundle.resolve().name}-{flavor}"
     make_flavor(bundle, flavor, target, shown)
     return target
 
 
-def _exported(job: JobConfig, checkpoint: Path | None) -> Path:
+def _export(job: JobConfig, checkpoint: Path | None, *, only_if_changed: bool = False) -> Path:
+    """Write the bundle of a job, of its student or of a checkpoint, and return it."""
     from distillabse.pipeline import export_checkpoint, is_current, prepare, run_stage
 
     run = prepare(job)
     if checkpoint is not None:
         export_checkpoint(job, run, checkpoint)
-    elif not is_current("export", job, run):
+    elif not (only_if_changed and is_current("export", job, run)):
         run_stage("export", job, run)
     return run.bundle
 

@@ -196,7 +196,8 @@ FLAVORS: dict[str, Flavor] = {
         _transformers_js,
         layout.ONNX_QUANTIZED,
         'This folder is for transformers.js: `dtype: "q8"` takes the INT8 graph, `"fp16"` half precision and '
-        '`"fp32"` the fp32 graph.\n\n'
+        '`"fp32"` the fp32 graph. A text over the longest input loses its last special token there; '
+        "docs/shipping.md of distillabse shows how to put it back.\n\n"
         "```js\n"
         'import { AutoModel, AutoTokenizer } from "@huggingface/transformers";\n\n'
         "const tokenizer = await AutoTokenizer.from_pretrained(folder);\n"

@@ -39,7 +39,7 @@ def push(
 ) -> Pushed:
     """Upload every file of a bundle, or of a flavor of one, as one commit.
 
-    The repository is made where it is not there. Files there that the bundle does not have stay as they are.
+    The repository is made where it is not there. Its files that the bundle does not have stay as they are.
 
     Args:
         bundle: The folder; it must be whole and have a model card.
@@ -52,7 +52,7 @@ def push(
 
     Raises:
         InputError: the bundle is not whole, has no card, or the hub refuses the name or the card.
-        ConfigurationError: no token, one that may not write there, or both a branch and a pull request asked for.
+        ConfigurationError: there is no token, it may not write there, or a pull request to a branch is asked for.
         StorageError: the hub cannot be reached, or the upload broke off.
     """
     from huggingface_hub import HfApi

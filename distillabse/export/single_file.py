@@ -9,9 +9,7 @@ tokenizer itself, for every character of Unicode, and becomes three regular expr
 from __future__ import annotations
 
 import json
-import unicodedata
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -20,6 +18,7 @@ import numpy as np
 from distillabse import layout
 from distillabse.encoder import Encoder, import_onnxruntime, load_tokenizer
 from distillabse.errors import ConfigurationError, InputError
+from distillabse.export.characters import character_rules
 from distillabse.export.graph import INPUTS, OUTPUTS, PROTOBUF_LIMIT
 from distillabse.export.sample import SAMPLE
 from distillabse.storage import read_json
@@ -116,54 +115,6 @@ def tokenizer_model(bundle: Path) -> Any:
     )
     opsets = [helper.make_opsetid(*item) for item in _OPSETS.items()]
     return helper.make_model(graph, opset_imports=opsets, ir_version=_IR_VERSION)
-
-
-@dataclass
-class _Characters:
-    """What a tokenizer does to single characters before it looks up words."""
-
-    dropped: list[int] = field(default_factory=list)
-    spaces: list[int] = field(default_factory=list)
-    alone: list[int] = field(default_factory=list)
-    changed: dict[str, str] = field(default_factory=dict)
-
-
-def character_rules(tokenizer: Tokenizer) -> _Characters:
-    """Ask `tokenizer` about every assigned character of Unicode; NUL, which ends a C string, is left out."""
-    rules = _Characters()
-    apart = _Apart(tokenizer)
-    for code in range(1, 0x110000):
-        character = chr(code)
-        if unicodedata.category(character) in ("Cn", "Cs"):
-            continue
-        result = "".join(map(apart.spaced, tokenizer.normalizer.normalize_str(character)))
-        if result == character:
-            continue
-        if not result:
-            rules.dropped.append(code)
-        elif result.isspace():
-            rules.spaces.append(code)
-        elif result.split() == [character]:
-            rules.alone.append(code)
-        else:
-            rules.changed[character] = result
-    return rules
-
-
-class _Apart:
-    """Knows which characters the pre-tokenizer makes a word of their own."""
-
-    def __init__(self, tokenizer: Tokenizer) -> None:
-        self._split: Callable[[str], list[Any]] = tokenizer.pre_tokenizer.pre_tokenize_str
-        self._known: dict[str, str] = {}
-
-    def spaced(self, character: str) -> str:
-        """The character, between spaces if words end before and begin after it; a space for white space."""
-        if character not in self._known:
-            words = [word for word, _ in self._split(f"a{character}a")]
-            alone = {1: character, 2: " ", 3: f" {character} "}
-            self._known[character] = alone[len(words)]
-        return self._known[character]
 
 
 class _Nodes:

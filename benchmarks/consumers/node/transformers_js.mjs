@@ -9,9 +9,15 @@ await answer(async ({ folder, dtype }) => {
   env.localModelPath = ""; // `folder` is a path
   const tokenizer = await AutoTokenizer.from_pretrained(folder);
   const model = await AutoModel.from_pretrained(folder, { dtype }); // "fp32", "fp16" or "q8", which is INT8
+  const end = tokenizer("").input_ids.data.at(-1);
 
   async function encode(texts) {
-    const inputs = await tokenizer(texts, { padding: true, truncation: true });
+    const inputs = tokenizer(texts, { padding: true, truncation: true });
+    const { data, dims } = inputs.input_ids;
+    // A text that is cut loses its last special token: put it back.
+    for (let last = dims[1] - 1; dims[1] === tokenizer.model_max_length && last < data.length; last += dims[1]) {
+      if (inputs.attention_mask.data[last]) data[last] = end;
+    }
     const { sentence_embedding } = await model(inputs);
     return sentence_embedding.tolist();
   }
