@@ -39,7 +39,7 @@ def main() -> None:
     parser.add_argument("--data", type=Path, default=Path("data"))
     parser.add_argument("--seeds", nargs="*", type=int, default=[0, 1, 2])
     parser.add_argument("--steps", type=int, default=300)
-    parser.add_argument("--learning-rate", type=float, default=2e-5)
+    parser.add_argument("--learning-rate", type=float, default=3e-5)
     parser.add_argument("--name", help="of the student in the result; by default the folder's")
     parser.add_argument("--work", type=Path, default=Path("runs/quantization"))
     arguments = parser.parse_args()

@@ -16,9 +16,10 @@ from rich.console import Console
 from rich.logging import RichHandler
 
 from distillabse.cli_configs import configs_app
+from distillabse.cli_doctor import doctor
 from distillabse.cli_encode import encode
 from distillabse.cli_finetune import finetune
-from distillabse.cli_ship import demo, push
+from distillabse.cli_ship import demo, export, push
 from distillabse.cli_verify import verify
 from distillabse.errors import ConfigurationError, DistillabseError, GateFailed
 
@@ -185,6 +186,20 @@ def distill(
     _stage("distill", config, overrides, resume=resume)
 
 
+@app.command()
+def quantize(
+    config: Config,
+    overrides: Overrides = None,
+    resume: Annotated[bool, typer.Option("--resume", help="Go on from the newest checkpoint.")] = False,
+) -> None:
+    """Train the student with rounded weights and activations, where the configuration says so, for a static INT8 graph.
+
+    Example: distillabse quantize my.yaml --resume
+    """
+    _stage("quantize", config, overrides, resume=resume)
+
+
+app.command()(export)
 app.command()(verify)
 
 
@@ -244,27 +259,7 @@ app.command()(encode)
 app.command()(finetune)
 app.command()(push)
 app.command()(demo)
-
-
-@app.command()
-def doctor(
-    device: Annotated[str | None, typer.Option(help="Fail unless this device, cpu or cuda, can be used.")] = None,
-) -> None:
-    """Show what this machine can do; exit status 2 when something is wrong.
-
-    Example: distillabse doctor --device cuda
-    """
-    from distillabse.environment import doctor as examine
-    from distillabse.environment import require_device
-
-    table, problems = examine()
-    console = Console()
-    console.print(table)
-    if device is not None:
-        require_device(device)
-    if problems:
-        raise ConfigurationError("\n".join(problems))
-    console.print("No problems found.")
+app.command()(doctor)
 
 
 @app.command()
@@ -275,7 +270,7 @@ def validate(config: Config, overrides: Overrides = None) -> None:
     """
     import tempfile
 
-    from distillabse.pipeline import require_fitting_shapes
+    from distillabse.requirements import require_fitting_shapes
     from distillabse.settings import config_hash, training_arguments, trainings_of
 
     job = _load(config, overrides)

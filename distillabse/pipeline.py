@@ -15,8 +15,7 @@ from typing import Any
 import yaml
 
 from distillabse import processes
-from distillabse.alignment import require_aligner
-from distillabse.config import JobConfig, SwitchStudentConfig, TrainedStudentConfig, learn_from_pairs, need_links
+from distillabse.config import JobConfig
 from distillabse.corpus.build import corpus_stage
 from distillabse.environment import check_onnxruntime, describe_environment, require_device
 from distillabse.errors import ConfigurationError, InputError
@@ -25,8 +24,7 @@ from distillabse.evaluation.plan import forget_measurements, plan_stage, require
 from distillabse.evaluation.report import report_stage
 from distillabse.export.bundle import export_stage
 from distillabse.layout import RunFolder
-from distillabse.models.shape import resolve_shape, transformer_shape
-from distillabse.models.teacher import encoder_settings
+from distillabse.requirements import refuse_spread_experts, require_fitting_shapes, require_learnable_pairs
 from distillabse.settings import config_hash
 from distillabse.storage import new_file, read_json, remove_leftovers, sha256_of_json, write_json
 from distillabse.training.checkpoints import has_whole_checkpoint
@@ -231,56 +229,6 @@ def write_config(config: JobConfig, run: RunFolder) -> None:
     with new_file(run.config) as temporary:
         text = yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False, allow_unicode=True, width=120)
         temporary.write_text(text, encoding="utf-8")
-
-
-def require_fitting_shapes(config: JobConfig) -> None:
-    """Refuse widths and layers that do not fit what the student starts from; needs its config.json alone.
-
-    Raises:
-        ConfigurationError: names the key and the remedy.
-    """
-    settings = encoder_settings(config.base_model or config.teacher)
-    if settings is None or not isinstance(config.student, TrainedStudentConfig):
-        return  # an encoder that cannot be had now is an error of the stage that needs it
-    shape = transformer_shape(settings)
-    if config.assistant is not None:
-        shape, _ = resolve_shape(config.assistant.student, shape)
-    resolve_shape(config.student, shape)
-
-
-def refuse_spread_experts(config: JobConfig) -> None:
-    """Refuse experts that are spread over processes: in a job every process has all of them, or ZeRO shares them out.
-
-    Raises:
-        ConfigurationError: names the key and the remedy.
-    """
-    students = (config.student, config.assistant.student if config.assistant else None)
-    sizes = [student.expert_parallel_size for student in students if isinstance(student, SwitchStudentConfig)]
-    size = max(sizes, default=1)
-    if size > 1:
-        raise ConfigurationError(
-            f"student.expert_parallel_size: {size} is for DeepSpeed scripts of your own, with distillabse.training."
-            "expert_parallel (docs/switch.md). In a job set 1; ZeRO (training.deepspeed) shares out optimizer states, "
-            "gradients and, in stage 3, the experts themselves."
-        )
-
-
-def require_learnable_pairs(config: JobConfig) -> None:
-    """Refuse batches too small to compare pairs with each other, and an aligner that is not installed.
-
-    Raises:
-        ConfigurationError: names the key and the remedy.
-    """
-    if not learn_from_pairs(config.objectives):
-        return
-    from transformers import TrainingArguments
-
-    from distillabse.objectives import require_enough_pairs
-
-    if need_links(config.objectives):
-        require_aligner(config.aligner)
-    default = TrainingArguments.__dataclass_fields__["per_device_train_batch_size"].default
-    require_enough_pairs(config.objectives, config.training.get("per_device_train_batch_size", default))
 
 
 def _before(name: str, config: JobConfig) -> list[str]:

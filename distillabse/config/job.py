@@ -40,7 +40,7 @@ from distillabse.config.tasks import TasksConfig
 _QUANTIZATION_TRAINING = {
     "max_steps": 600,
     "per_device_train_batch_size": 32,
-    "learning_rate": 5e-5,
+    "learning_rate": 3e-5,
     "weight_decay": 0.0,
     "bf16": False,
 }

@@ -36,7 +36,7 @@ class QuantizationTrainingConfig(Schema):
     training: dict[str, Any] = Field(
         default_factory=dict,
         description="Any field of transformers.TrainingArguments. Where they say nothing: 600 steps of 32 sentences, "
-        "learning rate 5e-5, no weight decay, fp32.",
+        "learning rate 3e-5, no weight decay, fp32.",
     )
     early_stopping: EarlyStoppingConfig | None = None
 

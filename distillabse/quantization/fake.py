@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 
 # A scale is its start times e^(rate * offset), and the offset is what is learnt: so it stays positive, and Adam, whose
 # steps are about as long as the learning rate, changes it by this many times that part of itself.
-SCALE_RATE = 20.0
+SCALE_RATE = 30.0
 
 
 class _LearnedStep(torch.autograd.Function):

@@ -222,12 +222,11 @@ class DistillationTrainer(Trainer):
     def take_trained_weights(self) -> None:
         """After training under DeepSpeed: give the student whole weights, in the main process; all must call this."""
         if self.is_deepspeed_enabled:
-            distiller = self.distiller
             learnt = self._whole()[1] if self._best_learnt is None else self._best_learnt
             self.deepspeed.destroy()
             if self._copy is not None:
-                distiller.student.load_state_dict(self._copy.state_dict(), assign=True)
-                distiller.load_learnt(learnt, assign=True)
+                self.distiller.student.load_state_dict(self._copy.state_dict(), assign=True)
+                self.distiller.load_learnt(learnt, assign=True)
 
     def _whole(self) -> tuple[SentenceTransformer, dict[str, Tensor]]:
         """The student as it is now, and what the objectives learnt; all processes must call this.
