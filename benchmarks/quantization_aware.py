@@ -3,12 +3,13 @@
     python benchmarks/quantization_aware.py STUDENT --data data [--seeds 0 1 2] [--steps 300] [--work runs/quantization]
 
 STUDENT is a folder, a name of the hub, or packaged:all-MiniLM-L6-v2. For each seed its static INT8 form is calibrated
-on 512 texts, and trained from there with the fp32 student as its teacher. A seed chooses the texts: English, and a few
+on 1024 texts, and trained from there with the fp32 student as its teacher. A seed chooses the texts: English, and a few
 of every other language there is. Both forms are run in PyTorch as their graphs compute them, and judged by the cosine
 of every vector to that of the fp32 student.
 
 `--data` holds mono_train/*.tsv.gz and parallel_train/*.tsv.gz to learn from, and under eval/ banking77.tsv.gz,
-tweeteval_emotion.tsv.gz and tatoeba_test.tsv.gz to be judged on. Finished seeds are kept in `--work` and not run again.
+tweeteval_emotion.tsv.gz and tatoeba_test.tsv.gz to be judged on. Finished seeds are kept in `--work`, each
+with the quantised student, and not run again.
 Writes benchmarks/results/quantization_aware.json, with an entry for each student.
 """
 
@@ -27,7 +28,7 @@ import numpy as np
 
 RESULTS = Path(__file__).parent / "results"
 ENGLISH, TRANSLATED, OF_EACH_LANGUAGE = 12_000, 6_000, 300
-DEV, CALIBRATION, JUDGED = 600, 512, 1000
+DEV, CALIBRATION, JUDGED = 600, 1024, 1000
 # Cyrillic, Greek, Arabic, Hebrew, Devanagari, Thai, kana and Chinese characters, Hangul.
 SCRIPTS = ("rus", "ell", "ara", "heb", "hin", "tha", "jpn", "kor")
 
@@ -78,9 +79,10 @@ def run(arguments: argparse.Namespace, seed: int, work: Path) -> dict[str, Any]:
     from distillabse.quantization import calibrate
     from distillabse.quantization.fake import quantized_forward
     from distillabse.settings import training_arguments
+    from distillabse.storage import new_folder
     from distillabse.training.data import tokenised_sentences
     from distillabse.training.distillation import held_out_fidelity
-    from distillabse.training.quantization_aware import quantization_aware_distill
+    from distillabse.training.quantization_aware import quantization_aware_distill, save_quantized_encoder
 
     print(f"seed {seed}: calibrating", flush=True)
     student = load_encoder(resolve_model(arguments.student)).eval()
@@ -107,6 +109,8 @@ def run(arguments: argparse.Namespace, seed: int, work: Path) -> dict[str, Any]:
     trained, linears, history = quantization_aware_distill(
         job, student, student, calibrated, tokenised_sentences(student, train), measure, training_arguments(job, work)
     )
+    with new_folder(work / "quantized") as folder:
+        save_quantized_encoder(trained, linears, folder)
     sets = {}
     for key, judged in judged_texts(arguments.data, seed).items():
         target = student.encode(judged, batch_size=64)

@@ -9,6 +9,7 @@ from __future__ import annotations
 import copy
 import logging
 from collections.abc import Callable, Mapping
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from distillabse import layout, processes
@@ -95,11 +96,9 @@ def quantize_stage(config: JobConfig, run: RunFolder, resume: bool = False) -> N
     if not processes.is_main():
         return
     with new_folder(run.quantized) as folder:
-        save_encoder(trained, folder)
+        save_quantized_encoder(trained, linears, folder)
         if reduction is not None:
             save_reduction(reduction, folder)
-        save_quantized_linears(linears, folder / layout.QUANTIZED_LINEARS)
-        (folder / layout.QUANTIZED_LINEARS).chmod(0o644)
         write_json(folder / run.training_history.name, history)
     for working_area in (data, checkpoints / layout.UNIVERSAL_CHECKPOINT):
         remove_folder(working_area)
@@ -151,6 +150,13 @@ def quantization_aware_distill(
     trained.train()
     history = distill(config, teacher, trained, sentences, held_out, arguments, checkpoint, quantization=quantization)
     return trained, {**calibrated, **quantization.linears(trained)}, history
+
+
+def save_quantized_encoder(encoder: SentenceTransformer, linears: Mapping[str, QuantizedLinear], folder: Path) -> None:
+    """Write what `quantization_aware_distill` made into `folder`."""
+    save_encoder(encoder, folder)
+    save_quantized_linears(dict(linears), folder / layout.QUANTIZED_LINEARS)
+    (folder / layout.QUANTIZED_LINEARS).chmod(0o644)
 
 
 def _prepared(student: SentenceTransformer, calibrated: Mapping[str, QuantizedLinear]) -> SentenceTransformer:
