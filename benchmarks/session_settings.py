@@ -1,4 +1,6 @@
-"""Which graph and session settings are fastest on this CPU, and what INT8 per token costs beside plain dynamic INT8.
+"""Which graph and session settings are fastest on this CPU, and what INT8 costs beside plain dynamic INT8.
+
+Fused attention: scores, mask, softmax and averages of each layer as one MultiHeadAttention of ONNX Runtime.
 
     python benchmarks/session_settings.py runs/quickstart/bundle [--rounds 60]
 
@@ -29,7 +31,7 @@ def main() -> None:
 
     from distillabse import layout
     from distillabse.environment import describe_environment
-    from distillabse.storage import write_json
+    from distillabse.storage import read_json, write_json
 
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("bundle", type=Path)
@@ -38,11 +40,13 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         graphs = {
             "fp32": arguments.bundle / layout.ONNX_FP32,
-            "int8 per token": next(
-                path for name in layout.ONNX_INT8.values() if (path := arguments.bundle / name).is_file()
-            ),
+            "int8": next(path for name in layout.ONNX_INT8.values() if (path := arguments.bundle / name).is_file()),
             "int8 plain dynamic": plain_dynamic(arguments.bundle / layout.ONNX_FP32, Path(folder)),
         }
+        heads = read_json(arguments.bundle / layout.MODEL_SETTINGS)["num_attention_heads"]
+        for name in ("fp32", "int8"):
+            target = Path(folder) / f"{name}_fused.onnx"
+            graphs[f"{name}, fused attention"] = fused_attention(graphs[name], target, heads)
         rows = measure(graphs, arguments.rounds)
     write_json(
         RESULTS / "session_settings.json",
@@ -73,6 +77,45 @@ def plain_dynamic(graph: Path, folder: Path) -> Path:
         graph, target, per_channel=True, weight_type=QuantType.QInt8, op_types_to_quantize=["MatMul"],
         extra_options={"MatMulConstBOnly": True},
     )  # fmt: skip
+    return target
+
+
+def fused_attention(source: Path, target: Path, heads: int) -> Path:
+    """The same graph with one MultiHeadAttention in each layer."""
+    import onnx
+    from onnx import TensorProto
+
+    from distillabse.export.editing import MICROSOFT, GraphEditor
+
+    edit = GraphEditor(onnx.load(str(source)))
+    dropped: set[str] = set()
+    fused: dict[str, tuple[list[str], str]] = {}
+    for softmax in (node for node in edit.graph.node if node.op_type == "Softmax"):
+        masked = edit.made_by[softmax.input[0]]
+        scaled = edit.made_by[masked.input[0]]
+        scores = edit.made_by[scaled.input[0]]
+        (averages,) = edit.read_by[softmax.output[0]]
+        (turned,) = edit.read_by[averages.output[0]]
+        (joined,) = edit.read_by[turned.output[0]]
+        turns = [edit.made_by[name] for name in (*scores.input, averages.input[1])]
+        parts = [edit.made_by[turn.input[0]] for turn in turns]
+        fused[joined.output[0]] = [part.input[0] for part in parts], joined.input[1]
+        between = (softmax, masked, scaled, scores, averages, turned, joined, *turns, *parts)
+        dropped |= {node.output[0] for node in between}
+    edit.add("Cast", ["attention_mask"], "mask", to=TensorProto.INT32)
+    edit.add("Concat", [edit.add("Shape", ["input_ids"]), edit.integers("rest", [-1])], "heads_together", axis=0)
+    for node in edit.graph.node:
+        if node.output[0] in fused:
+            inputs, shape = fused[node.output[0]]
+            whole = [edit.add("Reshape", [name, "heads_together"]) for name in inputs]
+            attention = edit.add("MultiHeadAttention", [*whole, "", "mask"], domain=MICROSOFT, num_heads=heads)
+            edit.add("Reshape", [attention, shape], node.output[0])
+        elif node.output[0] not in dropped:
+            copy = type(node)()
+            copy.CopyFrom(node)
+            edit.nodes.append(copy)
+    edit.finish()
+    onnx.save(edit.model, str(target))
     return target
 
 

@@ -263,6 +263,14 @@ def test_every_product_runs_in_integers(bundle, encoder):
         assert operators["Gelu"] == layers and operators["LayerNormalization"] == 2 * layers + 1
 
 
+def test_nothing_in_a_graph_is_computed_for_nobody(bundle):
+    _, folder, file = bundle
+    graph = onnx.load(str(folder / file)).graph
+    read = {name for node in graph.node for name in node.input} | {value.name for value in graph.output}
+    assert [node.name for node in graph.node if not read.intersection(node.output)] == []
+    assert {tensor.name for tensor in graph.initializer} <= read
+
+
 def test_a_static_graph_is_written_in_operators_that_everybody_reads(bundle):
     kind, folder, file = bundle
     domains = {node.domain for node in onnx.load(str(folder / file)).graph.node}

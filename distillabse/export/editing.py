@@ -62,8 +62,14 @@ class GraphEditor:
         return name in self.weights or name in self._constants
 
     def finish(self) -> None:
-        """Put the new nodes in place, and drop the constants that nothing reads any more."""
-        read = {name for node in self.nodes for name in node.input} | {value.name for value in self.graph.output}
+        """Put the new nodes in place, and drop nodes and constants that nothing reads any more."""
+        read = {value.name for value in self.graph.output}
+        used = []
+        for node in reversed(self.nodes):
+            if read.intersection(node.output):
+                read.update(node.input)
+                used.append(node)
+        self.nodes = used[::-1]
         kept = [tensor for name, tensor in self.weights.items() if name in read and name not in self._constants]
         added = [tensor for name, tensor in self._constants.items() if name in read]
         del self.graph.node[:], self.graph.initializer[:], self.graph.value_info[:]
