@@ -34,6 +34,7 @@ from distillabse.inference import (
     session,
     session_options,
 )
+from distillabse.storage import read_json
 from distillabse.tokenization import BundleTokenizer, load_tokenizer, require_file
 
 if TYPE_CHECKING:
@@ -334,6 +335,13 @@ def _progress(total: int | None, show: bool) -> Iterator[Callable[[int], None]]:
 
 
 def _default_graph(folder: Path, device: str, engine: str) -> str:
-    """The INT8 graph where the bundle has one and it runs: its operators are those of ONNX Runtime on a CPU."""
-    candidates = layout.ONNX_INT8.values() if (device, engine) == ("cpu", "onnxruntime") else ()
+    """INT8 on a CPU, half precision on a GPU, where the bundle has them and they run; else fp32.
+
+    With a scale per token INT8 has operators of ONNX Runtime; OpenVINO runs static INT8.
+    """
+    candidates = [layout.ONNX_FLOAT16] if device == "cuda" else list(layout.ONNX_INT8.values())
+    if engine == "openvino":
+        record = folder / layout.PROVENANCE
+        kind = read_json(record).get("int8", {}).get("kind") if record.is_file() else None
+        candidates = candidates if kind == "static" else []
     return next((file for file in candidates if (folder / file).is_file()), layout.ONNX_FP32)

@@ -1,6 +1,7 @@
 """INT8 layers: what they compute, how they are found, and that graphs compute the same."""
 
 import copy
+import json
 from collections import Counter
 
 import numpy as np
@@ -29,6 +30,7 @@ from distillabse.quantization.calibration import smoothing_vector, static_range
 from distillabse.quantization.linears import token_scales
 from distillabse.quantization.rounding import round_to_nearest, round_with_inputs, weight_scales
 from distillabse.quantization.statistics import input_statistics
+from distillabse.verification.kinds import graphs_of
 
 KINDS = ("per_token", "static", "block_weights")
 
@@ -280,3 +282,28 @@ def test_a_static_graph_is_written_in_operators_that_everybody_reads(bundle):
 def test_a_static_graph_needs_texts(encoder, tmp_path):
     with pytest.raises(InputError, match="no texts to calibrate"):
         write_bundle(encoder, tmp_path, ExportConfig(quantization=QuantizationConfig(kind="static")), {})
+
+
+def test_half_precision_is_for_gpus_and_keeps_the_vector(encoder, tmp_path):
+    from distillabse.encoder import _default_graph
+
+    write_bundle(encoder, tmp_path, ExportConfig(float16=True), {}, texts(30))
+    held_out = texts(32, seed=4)
+    half = Encoder(tmp_path, file=layout.ONNX_FLOAT16)
+    cosines = row_cosines(Encoder(tmp_path, file=layout.ONNX_FP32).encode(held_out), half.encode(held_out))
+    assert (
+        0.9999 < cosines.min()
+        and (tmp_path / layout.ONNX_FLOAT16).stat().st_size < 0.75 * (tmp_path / layout.ONNX_FP32).stat().st_size
+    )
+    assert _default_graph(tmp_path, "cuda", "onnxruntime") == layout.ONNX_FLOAT16
+    assert _default_graph(tmp_path, "cpu", "onnxruntime") == layout.ONNX_INT8["avx512_vnni"]
+    assert _default_graph(tmp_path, "cpu", "openvino") == layout.ONNX_FP32
+    subject = graphs_of(tmp_path, json.loads((tmp_path / layout.PROVENANCE).read_text()))
+    assert [graph.kind for graph in subject] == ["fp32", "per_token", "float16"]
+
+
+def test_openvino_takes_a_static_graph(bundle):
+    from distillabse.encoder import _default_graph
+
+    kind, folder, file = bundle
+    assert (_default_graph(folder, "cpu", "openvino") == file) is (kind == "static")

@@ -117,6 +117,7 @@ class ExportConfig(Schema):
     )
     opset: int = Field(18, ge=17, le=23, description="ONNX operator set.")
     quantization: QuantizationConfig = Field(default_factory=QuantizationConfig)
+    float16: bool = Field(False, description="Also write the graph in half precision, for GPUs.")
 
 
 class GatesConfig(Schema):

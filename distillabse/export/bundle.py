@@ -77,6 +77,7 @@ def write_bundle(
         quantized: the encoder after quantisation-aware distillation, and its layers; the INT8 graph is made of it.
     """
     from distillabse.export.card import write_plain_card
+    from distillabse.export.float16 import to_float16
     from distillabse.export.graph import export_graph
     from distillabse.export.pooled import write_pooled_graphs
     from distillabse.models.folder import save_encoder
@@ -89,6 +90,9 @@ def write_bundle(
         done = quantize_graph(encoder, folder, config.quantization, texts, quantized, config.opset)
         kind = config.quantization.kind
         provenance = {**provenance, "int8": {"kind": kind, "matmuls": done.matmuls, "embeddings": done.embeddings}}
+    if config.float16:
+        to_float16(folder / layout.ONNX_FP32, folder / layout.ONNX_FLOAT16)
+        provenance = {**provenance, "float16": True}
     write_pooled_graphs(folder)
     write_json(folder / layout.PROVENANCE, provenance)
     write_plain_card(folder, provenance)

@@ -9,7 +9,7 @@ from typing import Any
 
 from distillabse import layout
 
-TORCH, FP32, INT8 = "torch", "onnx-fp32", "onnx-int8"
+TORCH, FP32, INT8, FLOAT16 = "torch", "onnx-fp32", "onnx-int8", "onnx-float16"
 
 # What is counted after ONNX Runtime's optimisation, and the operators that count as it.
 OPERATORS = {
@@ -62,11 +62,16 @@ def _block_weights(settings: Mapping[str, Any], record: Mapping[str, Any]) -> di
     return {"block-wise products": record["int8"]["matmuls"]}
 
 
+def _float16(settings: Mapping[str, Any], record: Mapping[str, Any]) -> dict[str, int]:
+    return {"LayerNormalization": _fp32(settings, record)["LayerNormalization"]}
+
+
 EXPECTED: dict[str, Callable[[Mapping[str, Any], Mapping[str, Any]], dict[str, int]]] = {
     "fp32": _fp32,
     "per_token": _per_token,
     "static": _static,
     "block_weights": _block_weights,
+    "float16": _float16,
 }
 """For each kind: how many of what a graph must hold, from config.json and the bundle's record."""
 
@@ -83,4 +88,6 @@ def graphs_of(folder: Path, record: Mapping[str, Any]) -> tuple[Graph, ...]:
         candidates = list(layout.ONNX_INT8.values())
         file = next((file for file in candidates if (folder / file).is_file()), candidates[0])
         graphs.append(Graph(INT8, file, quantised.get("kind", "per_token")))
+    if record.get("float16"):
+        graphs.append(Graph(FLOAT16, layout.ONNX_FLOAT16, "float16"))
     return tuple(graphs)

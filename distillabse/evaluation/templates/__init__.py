@@ -16,6 +16,7 @@ TITLES = {
     "torch": "PyTorch student",
     "onnx-fp32": "ONNX fp32 student",
     "onnx-int8": "INT8 student",
+    "onnx-float16": "float16 student",
 }
 MISSING = "\N{EN DASH}"
 
