@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from sentence_transformers import SentenceTransformer
     from tokenizers import Tokenizer
 
-_SAMPLE = 96
+_SAMPLE = 64
 
 
 class Subject:

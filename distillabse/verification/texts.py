@@ -12,7 +12,7 @@ from distillabse.corpus.records import Record, Sentence, sentences
 from distillabse.corpus.sources import read_source
 
 UNDETERMINED = "und"
-TEXTS_PER_LANGUAGE = 64
+TEXTS_PER_LANGUAGE = 40
 MAX_TEXTS = 2000
 _SEED = 0
 

@@ -21,7 +21,7 @@ LENGTH_TOLERANCE = 1e-3
 # 1 - mean cosine to the mean direction. Of one vector for all it is 0 but for rounding, some 1e-14.
 LEAST_SPREAD = 1e-6
 THREADS = (1, 2, 4)
-_THREADS_TEXTS = 64
+_THREADS_TEXTS = 40
 
 
 def examine_vectors(subject: Subject, artefact: str) -> Outcome:

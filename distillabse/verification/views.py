@@ -19,7 +19,7 @@ def gates_table(result: Mapping[str, Any]) -> Table:
     artefacts = list(dict.fromkeys(gate["artefact"] for gate in gates))
     rows: dict[tuple[str, str], dict[str, str]] = {}
     for gate in gates:
-        needs = "" if gate["limit"] is None else f"{_SIGNS[gate['relation']]} {_figure(gate['limit'])}"
+        needs = "" if gate["limit"] is None else f"{_SIGNS[gate['relation']]}{_figure(gate['limit'])}"
         found = "none" if gate["value"] is None else _figure(gate["value"])
         shown = found if gate["passed"] else f"[bold red]✗ {found}[/bold red]"
         rows.setdefault((gate["gate"], needs), {})[gate["artefact"]] = shown
@@ -32,4 +32,4 @@ def gates_table(result: Mapping[str, Any]) -> Table:
 
 
 def _figure(value: float) -> str:
-    return f"{value:.1e}" if 0 < abs(value) < 1e-3 else f"{value:.6g}"
+    return f"{value:.1e}" if 0 < abs(value) < 1e-3 else f"{value:.5g}"
