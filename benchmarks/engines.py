@@ -40,6 +40,7 @@ TORCH = "torch-fp32"
 NNCF = "nncf-openvino-int8"
 SETS = (("banking77", "text"), ("tweeteval_emotion", "text"), ("tatoeba_test", "eng"))
 TEXTS_OF_A_SET = 700
+CALIBRATION = 1024
 ST_INT8 = "onnx/model_qint8_avx512_vnni.onnx"
 TOLERANCE = 0.05
 TABLE_WIDTH = 140
@@ -68,7 +69,7 @@ def main() -> None:
     from distillabse.evaluation.latency import measure
     from distillabse.storage import write_json
 
-    bundle = (arguments.bundle or default_bundle()).resolve()
+    bundle = (arguments.bundle or default_bundle(arguments.data)).resolve()
     texts = evaluation_texts(arguments.data)
     sample = texts[: arguments.cosine_texts]
     with tempfile.TemporaryDirectory() as temporary:
@@ -265,8 +266,10 @@ def rows_of(path: Path) -> list[dict[str, str]]:
         return list(csv.DictReader(file, delimiter="\t", quoting=csv.QUOTE_NONE))
 
 
-def default_bundle() -> Path:
-    """A bundle of all-MiniLM-L6-v2, made once."""
+def default_bundle(data: Path) -> Path:
+    """A bundle of all-MiniLM-L6-v2, calibrated on training text, made once."""
+    from quantization_aware import training_text
+
     from distillabse.config import ExportConfig, TeacherConfig
     from distillabse.export.bundle import write_bundle
     from distillabse.models.teacher import load_teacher
@@ -276,7 +279,8 @@ def default_bundle() -> Path:
     if not folder.is_dir():
         with new_folder(folder) as target:
             teacher = load_teacher(TeacherConfig(model="packaged:all-MiniLM-L6-v2"))
-            write_bundle(teacher, target, ExportConfig(), {"name": folder.name})
+            texts = training_text(data, 0)[:CALIBRATION]
+            write_bundle(teacher, target, ExportConfig(), {"name": folder.name}, texts)
     return folder
 
 

@@ -1,6 +1,6 @@
 """INT8 of every kind beside fp32 and plain dynamic INT8: what is kept of the vectors, size and speed, in one run.
 
-    python benchmarks/int8.py STUDENT --data data [--quantized FOLDER] [--name NAME] [--rounds 40]
+    python benchmarks/int8.py STUDENT --data data [--quantized FOLDER] [--name NAME] [--keep FOLDER]
 
 STUDENT is a folder, a name of the hub, or packaged:all-MiniLM-L6-v2. Kinds: those of `export.quantization.kind`, plain
 dynamic INT8 of ONNX Runtime (one activation scale for the whole batch), INT8 without calibration, float16, and with
@@ -16,6 +16,7 @@ student.
 from __future__ import annotations
 
 import argparse
+import shutil
 import tempfile
 from pathlib import Path
 from typing import Any
@@ -37,6 +38,7 @@ def main() -> None:
     parser.add_argument("--data", type=Path, default=Path("data"))
     parser.add_argument("--quantized", type=Path, help="what quantisation-aware distillation of this student made")
     parser.add_argument("--name", help="of the student in the result; by default the folder's")
+    parser.add_argument("--keep", type=Path, help="a folder for the graphs, which are thrown away otherwise")
     parser.add_argument("--rounds", type=int, default=40)
     parser.add_argument("--threads", type=int, default=1)
     arguments = parser.parse_args()
@@ -49,6 +51,8 @@ def main() -> None:
         folder = Path(temporary)
         graphs = make_graphs(arguments, folder)
         judged = judged_texts(arguments.data, SEED)
+        if arguments.keep:
+            shutil.copytree(folder, arguments.keep, dirs_exist_ok=True)
         rows = {kind: {"size_bytes": (folder / file).stat().st_size} for kind, file in graphs.items()}
         fidelity(folder, graphs, judged, rows)
         speed(folder, graphs, [text for texts in judged.values() for text in texts], arguments, rows)
