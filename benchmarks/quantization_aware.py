@@ -147,9 +147,8 @@ def summary(seeds: list[dict[str, Any]]) -> dict[str, Any]:
     }
     for key in ("mean", "p01"):
         paired = np.array([seed[forms[1]][key] - seed[forms[0]][key] for seed in seeds])
-        half = (
-            float(t.ppf(0.975, len(paired) - 1) * paired.std(ddof=1) / np.sqrt(len(paired))) if len(paired) > 1 else 0
-        )
+        several = len(paired) > 1
+        half = float(t.ppf(0.975, len(paired) - 1) * paired.std(ddof=1) / np.sqrt(len(paired))) if several else None
         found[f"above_{key}"] = {"mean": float(paired.mean()), "half_ci95": half, "by_seed": paired.tolist()}
     return found
 
@@ -199,7 +198,8 @@ def show(name: str, result: dict[str, Any]) -> None:
     for key, found in result["sets"].items():
         before, after, above = found["post_training"], found["quantization_aware"], found["above_mean"]
         figures = (before["mean"], before["p01"], after["mean"], after["p01"])
-        difference = f"{above['mean']:+.5f} ± {above['half_ci95']:.5f}"
+        half = "" if above["half_ci95"] is None else f" ± {above['half_ci95']:.5f}"
+        difference = f"{above['mean']:+.5f}{half}"
         table.add_row(key, *(f"{value:.5f}" for value in figures), difference)
     Console().print(table)
 

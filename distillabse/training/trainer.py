@@ -15,13 +15,14 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 from torch.utils.data import Subset
 from transformers import EarlyStoppingCallback, Trainer, TrainerCallback, TrainingArguments
+from transformers.integrations.deepspeed import unset_hf_deepspeed_config
 from transformers.trainer_callback import PrinterCallback
 
 from distillabse import layout
 from distillabse.checksums import broken_checksums
 from distillabse.errors import ConfigurationError, TrainingError
 from distillabse.models.folder import save_encoder
-from distillabse.models.teacher import transformer_of
+from distillabse.models.teacher import load_encoder, transformer_of
 from distillabse.storage import storage_errors
 from distillabse.training.batches import SentenceBatches, SentenceLoader
 from distillabse.training.cache import TeacherCache
@@ -342,8 +343,7 @@ class DistillationTrainer(Trainer):
         return load_file(path) if path.is_file() else {}
 
     def _load_student(self, folder: Path, student: SentenceTransformer) -> None:
-        from distillabse.models.teacher import load_encoder
-
+        unset_hf_deepspeed_config()  # with stage 3 transformers would split what it loads
         # A Dense head is first made with random weights; drawing them must not change the order of the sentences.
         with torch.random.fork_rng():
             saved = load_encoder(str(folder), device="cpu")
