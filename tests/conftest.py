@@ -56,13 +56,13 @@ def texts(sentences):
 @pytest.fixture(scope="session", params=["encoder_folder", "labse_folder"])
 def good(request, tmp_path_factory):
     """A bundle of mean pooling, and one of LaBSE's layout."""
-    return _exported(request.getfixturevalue(request.param), tmp_path_factory)
+    return exported(request.getfixturevalue(request.param), tmp_path_factory)
 
 
 @pytest.fixture(scope="session")
 def mean_pooled(encoder_folder, tmp_path_factory):
     """A bundle of mean pooling."""
-    return _exported(encoder_folder, tmp_path_factory)
+    return exported(encoder_folder, tmp_path_factory)
 
 
 @pytest.fixture
@@ -71,7 +71,7 @@ def bundle(mean_pooled, tmp_path):
     return shutil.copytree(mean_pooled, tmp_path / "bundle")
 
 
-def _exported(encoder, tmp_path_factory):
+def exported(encoder, tmp_path_factory):
     folder = tmp_path_factory.mktemp("exported")
     write_bundle(load_encoder(str(encoder)), folder, ExportConfig(), {"config": {"export": {"opset": 18}}})
     return folder

@@ -7,6 +7,7 @@ import numpy as np
 import onnx
 import pytest
 import torch
+from conftest import exported
 from onnx import helper
 from verifying import LIMITS, change_graph, change_json, examined, failed
 
@@ -50,6 +51,14 @@ def test_every_gate_of_a_good_bundle_can_fail(good, texts):
         ("1st percentile of cosine to fp32", INT8), ("mean cosine to fp32, worst language", INT8),
         ("odd texts, least cosine to torch", FP32),
     }  # fmt: skip
+
+
+def test_a_pooled_graph_of_other_vectors_is_caught(labse_folder, texts, tmp_path_factory):
+    folder = exported(labse_folder, tmp_path_factory)
+    assert set(examined(folder, texts, "pooled")["pooled"]) == {FP32, INT8}
+    shutil.copy(folder / layout.pooled_graph(INT8_FILE), folder / layout.pooled_graph(layout.ONNX_FP32))
+    gates = examined(folder, texts, "pooled")["gates"]
+    assert [(gate["artefact"], gate["passed"]) for gate in gates] == [(FP32, False), (INT8, True)]
 
 
 def test_an_altered_a_missing_and_a_new_file_are_caught(bundle, texts):

@@ -93,7 +93,8 @@ def write_bundle(
     if config.float16:
         to_float16(folder / layout.ONNX_FP32, folder / layout.ONNX_FLOAT16)
         provenance = {**provenance, "float16": True}
-    write_pooled_graphs(folder)
+    if pooled := write_pooled_graphs(folder):
+        provenance = {**provenance, "pooled": pooled}
     write_json(folder / layout.PROVENANCE, provenance)
     write_plain_card(folder, provenance)
     write_checksums(folder)

@@ -27,6 +27,7 @@ from distillabse.verification.vectors import (
     examine_invariance,
     examine_loss,
     examine_parity,
+    examine_pooled,
     examine_threads,
     examine_vectors,
 )
@@ -48,6 +49,8 @@ def bundle_checks(subject: Subject, limits: GatesConfig) -> list[Check]:
             Check("parity", graph.artefact, partial(examine_parity, subject, graph.artefact, limits)),
             Check("threads", graph.artefact, partial(examine_threads, subject, graph, limits)),
         ]
+        if layout.pooled_graph(graph.file) in subject.pooled:
+            checks.append(Check("pooled", graph.artefact, partial(examine_pooled, subject, graph, limits)))
         if graph.artefact != FP32:
             checks.append(Check("loss", graph.artefact, partial(examine_loss, subject, graph.artefact, limits)))
     for artefact in subject.artefacts:

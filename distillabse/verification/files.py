@@ -25,7 +25,7 @@ _PICKLES = (".bin", ".pt", ".pth", ".pkl", ".pickle", ".ckpt", ".joblib", ".npz"
 def examine_files(subject: Subject) -> Outcome:
     """Checksums, unlisted and pickled files, and that the record and the graphs agree on what is there."""
     folder = subject.folder
-    promised = {graph.file for graph in subject.graphs}
+    promised = {graph.file for graph in subject.graphs} | set(subject.pooled)
     present = {path.relative_to(folder).as_posix() for path in folder.rglob("*.onnx")}
     return Outcome(
         [

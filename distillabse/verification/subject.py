@@ -62,6 +62,11 @@ class Subject:
         return [TORCH, *(graph.artefact for graph in self.graphs)]
 
     @property
+    def pooled(self) -> list[str]:
+        """The graphs of sentence vectors alone that the record promises."""
+        return [str(name) for name in self.record.get("pooled", [])]
+
+    @property
     def plain_texts(self) -> list[str]:
         """The texts without their languages."""
         return [sentence.text for sentence in self.texts]

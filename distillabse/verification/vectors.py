@@ -7,6 +7,7 @@ from collections.abc import Sequence
 import numpy as np
 from numpy.typing import NDArray
 
+from distillabse import layout
 from distillabse.config import GatesConfig
 from distillabse.encoder import Encoder
 from distillabse.evaluation.fidelity import Vectors, constant_cosines, row_cosines
@@ -140,6 +141,19 @@ def examine_threads(subject: Subject, graph: Graph, limits: GatesConfig) -> Outc
     return Outcome(
         [at_least("least cosine over threads and runs", graph.artefact, least, limits.invariance_min, subject.name)],
         figures,
+    )
+
+
+def examine_pooled(subject: Subject, graph: Graph, limits: GatesConfig) -> Outcome:
+    """The graph of sentence vectors alone gives the vectors of the graph that it stands beside."""
+    texts = subject.sample[:_THREADS_TEXTS]
+    whole, pooled = (
+        Encoder(subject.folder, file=file).encode(texts) for file in (graph.file, layout.pooled_graph(graph.file))
+    )
+    least = _least(whole, pooled)
+    return Outcome(
+        [at_least("least cosine of the pooled graph", graph.artefact, least, limits.invariance_min, subject.name)],
+        {"min": least},
     )
 
 
