@@ -80,7 +80,9 @@ def main() -> None:
     """Run the consumers and print and write what they gave."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("bundle", type=Path)
-    parser.add_argument("--only", action="append", help="a consumer's name; may be given again")
+    parser.add_argument(
+        "--only", action="append", help="a consumer's name; may be given again; the result keeps what it has of others"
+    )
     parser.add_argument("--data", type=Path, default=Path("data"))
     parser.add_argument("--result", type=Path, default=RESULT)
     arguments = parser.parse_args()
@@ -88,19 +90,29 @@ def main() -> None:
     if not chosen:
         parser.error(f"--only: choose from {', '.join(consumer.name for consumer in CONSUMERS)}")
     from distillabse.environment import describe_environment
-    from distillabse.storage import write_json
+    from distillabse.storage import read_json, write_json
 
     texts = read_texts(arguments.data)
+    names = {consumer.name for consumer in chosen}
+    earlier = read_json(arguments.result)["rows"] if arguments.only and arguments.result.is_file() else []
+    others = [row for row in earlier if row["consumer"] not in names]
     with tempfile.TemporaryDirectory() as folder:
         work = Work(arguments.bundle.resolve(), Path(folder), texts)
         rows: list[dict[str, Any]] = []
         for consumer in chosen:
             rows += work.run(consumer)
-            write_json(arguments.result, {"texts": len(texts), "rows": rows, "environment": describe_environment()})
+            every = in_order([*others, *rows])
+            write_json(arguments.result, {"texts": len(texts), "rows": every, "environment": describe_environment()})
     console = Console()
     console.print(results_table(rows, len(texts)))
     console.print(f"Written to {arguments.result}")
     sys.exit(0 if all(row.get("passed") for row in rows) else 1)
+
+
+def in_order(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """The rows in the order of the consumers."""
+    names = [consumer.name for consumer in CONSUMERS]
+    return sorted(rows, key=lambda row: names.index(row["consumer"]))
 
 
 def read_texts(data: Path) -> list[str]:
