@@ -82,7 +82,7 @@ def main() -> None:
             try:
                 vectors[engine.name] = vectors_of(engine, sample, arguments.threads, Path(temporary))
             except subprocess.CalledProcessError as error:
-                failed[engine.name] = error.stdout.strip().splitlines()[-1]
+                failed[engine.name] = error.stdout.strip().splitlines()[-1].replace(f"{ROOT}/", "")
                 print(f"{engine.name} is left out: {failed[engine.name]}", file=sys.stderr)
         engines = [engine for engine in engines if engine.name in vectors]
         baselines = [name for name in (TORCH, NNCF) if name in vectors]

@@ -83,13 +83,44 @@ def consumers_table() -> str:
     return markdown(["consumer", "reads", "graph", "least cosine, alone", "in batches", "mean cosine to torch"], rows)
 
 
+def throughput_table() -> str:
+    """From texts to vectors beside other programs."""
+    measured = result("encode_throughput")
+    rows = []
+    for graph, engines in measured["graphs"].items():
+        for engine, row in engines.items():
+            low, high = row["ours_is_faster_by_ci95"]
+            ratio = "" if engine == "distillabse" else f"{row['ours_is_faster_by']:.2f} ({low:.2f} to {high:.2f})"
+            rows.append([graph, engine, f"{row['texts_per_second']:,.0f}", ratio])
+    return markdown(["graph", "program", "texts a second", "distillabse is times as fast"], rows)
+
+
+def engines_table() -> str:
+    """INT8 of a bundle beside that of other programs."""
+    measured = result("engines")
+    rows = []
+    for engine, timed in measured["latency"].items():
+        cosine = measured["cosine_to_fp32"][engine]
+        cells = [engine, f"{cosine['mean']:.5f}", f"{cosine['p01']:.5f}", f"{cosine['alone_to_batch_min']:.5f}"]
+        for row in timed:
+            low, high = row["speedup_vs_nncf_openvino_int8_ci95"]
+            ratio = f"{row['speedup_vs_nncf_openvino_int8']:.2f} ({low:.2f} to {high:.2f})"
+            cells += [f"{row['p50_ms']:.2f}", "1" if engine.startswith("nncf") else ratio]
+        rows.append(cells)
+    headings = ["engine", "cosine to fp32", "1st percentile", "least, alone and in a batch"]
+    return markdown([*headings, "batch 1, ms", "times NNCF", "batch 32, ms", "times NNCF"], rows)
+
+
 TABLES: dict[tuple[str, str], Callable[[], str]] = {
     ("int8.md", "kinds"): kinds_table,
     ("int8.md", "training"): training_table,
+    ("int8.md", "engines"): engines_table,
+    ("encoder.md", "throughput"): throughput_table,
     ("shipping.md", "consumers"): consumers_table,
 }
 SOURCES: dict[Any, str] = {
-    kinds_table: "int8", training_table: "quantization_aware", consumers_table: "consumers"
+    kinds_table: "int8", training_table: "quantization_aware", engines_table: "engines",
+    throughput_table: "encode_throughput", consumers_table: "consumers",
 }  # fmt: skip
 
 
