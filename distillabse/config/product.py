@@ -60,8 +60,8 @@ class QuantizationConfig(Schema):
     kind: Literal["none", "per_token", "static", "block_weights"] = Field(
         "per_token",
         description="per_token: every token's activations have a scale of their own. static: a constant scale for all, "
-        "in QuantizeLinear form, which is faster, and less exact unless trained. block_weights: 8-bit weights alone "
-        "(MatMulNBits), for memory, not for speed. none: fp32 only.",
+        "in QuantizeLinear form, which is faster, and less exact unless trained. block_weights: 8-bit blocks of "
+        "weights (MatMulNBits), without calibration. none: fp32 only.",
     )
     calibration_sentences: int = Field(
         1024, ge=1, description="Sentences of the training split on which scales are found and weights rounded."
