@@ -19,6 +19,7 @@ DOCS = Path(__file__).parents[1] / "docs"
 
 def main() -> None:
     """Print the tables that have results; with --write, put them into the documents."""
+    print(readme_sentence())
     for (document, marker), table in TABLES.items():
         if not (RESULTS / f"{SOURCES[table]}.json").is_file():
             continue
@@ -109,6 +110,24 @@ def engines_table() -> str:
         rows.append(cells)
     headings = ["engine", "cosine to fp32", "1st percentile", "least, alone and in a batch"]
     return markdown([*headings, "batch 1, ms", "times NNCF", "batch 32, ms", "times NNCF"], rows)
+
+
+def readme_sentence() -> str:
+    """What README.md says of INT8 and of the encoder."""
+    kinds = result("int8")["all-MiniLM-L6-v2"]["rows"]
+    int8, throughput = kinds["per_token"], result("encode_throughput")["graphs"]
+    cosine, size = int8["cosine_to_fp32"]["all"], int8["size_bytes"] / kinds["fp32"]["size_bytes"]
+    speed = [row["speedup_vs_fp32"] for row in int8["latency"]]
+    fastembed, others = (
+        [f"{engines[name]['ours_is_faster_by']:.1f}" for engines in throughput.values()]
+        for name in ("fastembed", "sentence-transformers")
+    )
+    return (
+        f"all-MiniLM-L6-v2 as INT8 has a mean cosine of {cosine['mean']:.4f} to fp32 (1st percentile "
+        f"{cosine['p01']:.4f}), {size:.0%} of its size and {speed[0]:.1f} and {speed[1]:.1f} times its speed at batch 1 "
+        f"and 32. From 20,000 sentences to vectors the encoder is {fastembed[0]} (fp32) and {fastembed[1]} (INT8) times "
+        f"as fast as fastembed, and {others[0]} and {others[1]} times as sentence-transformers, on the same ONNX files."
+    )
 
 
 TABLES: dict[tuple[str, str], Callable[[], str]] = {

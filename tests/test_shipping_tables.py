@@ -23,3 +23,8 @@ def test_a_table_is_put_between_its_markers():
     assert shipping_tables.with_table(text, "kinds", "| new |") == (
         "a\n<!-- kinds -->\n\n| new |\n\n<!-- end of kinds -->\nb"
     )
+
+
+def test_what_the_readme_says():
+    readme = (ROOT / "README.md").read_text(encoding="utf-8")
+    assert shipping_tables.readme_sentence() in " ".join(readme.split())
