@@ -124,9 +124,10 @@ def readme_sentence() -> str:
     )
     return (
         f"all-MiniLM-L6-v2 as INT8 has a mean cosine of {cosine['mean']:.4f} to fp32 (1st percentile "
-        f"{cosine['p01']:.4f}), {size:.0%} of its size and {speed[0]:.1f} and {speed[1]:.1f} times its speed at batch 1 "
-        f"and 32. From 20,000 sentences to vectors the encoder is {fastembed[0]} (fp32) and {fastembed[1]} (INT8) times "
-        f"as fast as fastembed, and {others[0]} and {others[1]} times as sentence-transformers, on the same ONNX files."
+        f"{cosine['p01']:.4f}), {size:.0%} of its size and {speed[0]:.1f} and {speed[1]:.1f} times its speed at batch "
+        f"1 and 32. From 20,000 sentences to vectors the encoder is {fastembed[0]} (fp32) and {fastembed[1]} (INT8) "
+        f"times as fast as fastembed, and {others[0]} and {others[1]} times as sentence-transformers, on the same ONNX "
+        "files."
     )
 
 
