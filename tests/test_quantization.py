@@ -307,3 +307,13 @@ def test_openvino_takes_a_static_graph(bundle):
 
     kind, folder, file = bundle
     assert (_default_graph(folder, "cpu", "openvino") == file) is (kind == "static")
+
+
+def test_the_planner_measures_the_graph_that_a_job_would_export(encoder, bundle, tmp_path):
+    from distillabse.evaluation.plan_build import write_graph
+
+    kind, folder, file = bundle
+    graph = write_graph(encoder, tmp_path, ExportConfig(quantization=QuantizationConfig(kind=kind)))
+    wanted, found = count_after_optimisation(folder / file), count_after_optimisation(graph)
+    products = ("MatMulIntegerToFloat", "MatMulNBits", "QuantizeLinear", "LayerNormalization", "Gelu")
+    assert {name: found[name] for name in products} == {name: wanted[name] for name in products}

@@ -70,6 +70,7 @@ def write_graph(encoder: SentenceTransformer, folder: Path, export: ExportConfig
         The graph.
     """
     from distillabse.export.graph import export_graph
+    from distillabse.quantization import rounded
 
     encoder.tokenizer.save_pretrained(str(folder))
     write_transformer_settings(encoder, folder)
@@ -79,7 +80,9 @@ def write_graph(encoder: SentenceTransformer, folder: Path, export: ExportConfig
     export_graph(encoder, graph, export.opset)
     if export.quantization.enabled:
         source, graph = graph, folder / int8_file(export.quantization)
-        quantize_graph(encoder, folder, export.quantization)
+        # Weights are random: what calibration finds is no matter for speed.
+        linears = rounded(encoder, export.quantization.greatest_weight, static=export.quantization.kind == "static")
+        quantize_graph(encoder, folder, export.quantization, quantized=(encoder, linears))
         for path in source.parent.glob(f"{source.name}*"):
             path.unlink()
     return graph

@@ -120,7 +120,7 @@ def quantize_graph(
     target = folder / int8_file(config)
     with tempfile.TemporaryDirectory() as temporary:
         source = folder / layout.ONNX_FP32
-        if quantized is not None:  # its other weights have been trained, too
+        if quantized is not None and quantized[0] is not encoder:  # its other weights have been trained, too
             source = Path(temporary) / source.name
             export_graph(quantized[0], source, opset)
         if config.kind == "block_weights":

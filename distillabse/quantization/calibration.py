@@ -41,6 +41,7 @@ ZERO_POINTS = (8, 12, 16, 24, 32, 64, CENTRE)
 # What is left of the error of rounding to the nearest after GPTQ.
 _LEFT_BY_GPTQ = 1 / 3
 _SMALLEST = 1e-5
+_ANY_SCALE = 0.05
 _RANGES = 12
 # transformers' name for BERT, RoBERTa, XLM-R and ELECTRA alike: the output layer's inputs are averages of values.
 _CONTEXT, _VALUE = "attention.output.dense", "attention.self.value"
@@ -102,17 +103,18 @@ def calibrate(
 
 
 @torch.no_grad()
-def rounded(encoder: SentenceTransformer, largest: int = 127) -> dict[str, QuantizedLinear]:
+def rounded(encoder: SentenceTransformer, largest: int = 127, *, static: bool = False) -> dict[str, QuantizedLinear]:
     """INT8 form of every linear layer without any texts: weights to the nearest, inputs as they are.
 
-    As fast as a calibrated one, and less exact: for measuring speed.
+    As fast as a calibrated one, and less exact, with `static` not exact at all: for measuring speed.
     """
     done = {}
     for name, layer in linear_layers(encoder).items():
         weight = layer.weight.float()
         scale = weight_scales(weight, largest)
         bias = torch.zeros(len(weight)) if layer.bias is None else layer.bias.float()
-        done[name] = on_cpu(QuantizedLinear(round_to_nearest(weight, scale, largest), scale, bias))
+        linear = QuantizedLinear(round_to_nearest(weight, scale, largest), scale, bias)
+        done[name] = on_cpu(replace(linear, input_scale=_ANY_SCALE) if static else linear)
     return done
 
 
