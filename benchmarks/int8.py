@@ -107,15 +107,14 @@ def make_graphs(arguments: argparse.Namespace, folder: Path) -> dict[str, str]:
 
 def trained_graph(source: Path, target: Path) -> None:
     """The static graph of what quantisation-aware distillation made."""
-    from distillabse import layout
     from distillabse.export.graph import export_graph
     from distillabse.export.quantize import quantize
-    from distillabse.models.teacher import load_encoder
-    from distillabse.quantization import load_quantized_linears
+    from distillabse.training.quantization_aware import load_quantized_encoder
 
+    encoder, linears = load_quantized_encoder(source)
     fp32 = target.with_name("trained_fp32.onnx")
-    export_graph(load_encoder(str(source)), fp32)
-    quantize(fp32, target, load_quantized_linears(source / layout.QUANTIZED_LINEARS))
+    export_graph(encoder, fp32)
+    quantize(fp32, target, linears)
     fp32.unlink()
 
 

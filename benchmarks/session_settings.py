@@ -40,7 +40,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         graphs = {
             "fp32": arguments.bundle / layout.ONNX_FP32,
-            "int8": next(path for name in layout.ONNX_INT8.values() if (path := arguments.bundle / name).is_file()),
+            "int8": arguments.bundle / str(layout.int8_graph(arguments.bundle)),
             "int8 plain dynamic": plain_dynamic(arguments.bundle / layout.ONNX_FP32, Path(folder)),
         }
         heads = read_json(arguments.bundle / layout.MODEL_SETTINGS)["num_attention_heads"]
@@ -111,9 +111,7 @@ def fused_attention(source: Path, target: Path, heads: int) -> Path:
             attention = edit.add("MultiHeadAttention", [*whole, "", "mask"], domain=MICROSOFT, num_heads=heads)
             edit.add("Reshape", [attention, shape], node.output[0])
         elif node.output[0] not in dropped:
-            copy = type(node)()
-            copy.CopyFrom(node)
-            edit.nodes.append(copy)
+            edit.keep(node, {})
     edit.finish()
     onnx.save(edit.model, str(target))
     return target

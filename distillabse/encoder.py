@@ -339,9 +339,16 @@ def _default_graph(folder: Path, device: str, engine: str) -> str:
 
     With a scale per token INT8 has operators of ONNX Runtime; OpenVINO runs static INT8.
     """
-    candidates = [layout.ONNX_FLOAT16] if device == "cuda" else list(layout.ONNX_INT8.values())
-    if engine == "openvino":
-        record = folder / layout.PROVENANCE
-        kind = read_json(record).get("int8", {}).get("kind") if record.is_file() else None
-        candidates = candidates if kind == "static" else []
-    return next((file for file in candidates if (folder / file).is_file()), layout.ONNX_FP32)
+    chosen: str | None
+    if device == "cuda":
+        chosen = layout.ONNX_FLOAT16 if (folder / layout.ONNX_FLOAT16).is_file() else None
+    elif engine == "openvino" and not _is_static(folder):
+        chosen = None
+    else:
+        chosen = layout.int8_graph(folder)
+    return chosen or layout.ONNX_FP32
+
+
+def _is_static(folder: Path) -> bool:
+    record = folder / layout.PROVENANCE
+    return record.is_file() and read_json(record).get("int8", {}).get("kind") == "static"

@@ -68,6 +68,11 @@ ONNX_INT8 = {
 }
 
 
+def int8_graph(bundle: Path) -> str | None:
+    """The INT8 graph of a bundle, if it has one."""
+    return next((name for name in ONNX_INT8.values() if (bundle / name).is_file()), None)
+
+
 def pooled_graph(name: str) -> str:
     """The graph of sentence vectors alone beside one of a bundle, e.g. onnx/model_pooled.onnx of onnx/model.onnx."""
     return name.replace("onnx/model", "onnx/model_pooled", 1)

@@ -136,13 +136,12 @@ class Work:
     def __init__(self, bundle: Path, folder: Path, texts: Sequence[str]) -> None:
         from distillabse import layout
         from distillabse.encoder import Encoder
-        from distillabse.export.flavors import int8_graph
         from distillabse.export.pooled import pooling_is_enough
         from distillabse.models.teacher import load_encoder
 
         self.bundle, self.folder, self.texts = bundle, folder, list(texts)
         self.pooled = not pooling_is_enough(bundle)
-        self.graphs = {"fp32": layout.ONNX_FP32, "int8": int8_graph(bundle)}
+        self.graphs = {"fp32": layout.ONNX_FP32, "int8": layout.int8_graph(bundle)}
         encoder = load_encoder(str(bundle))
         torch = np.stack([encoder.encode([text], show_progress_bar=False)[0] for text in texts])
         self.references = {"fp32": torch, "fp16": torch}

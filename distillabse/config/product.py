@@ -89,6 +89,11 @@ class QuantizationConfig(Schema):
         return self.kind != "none"
 
     @property
+    def calibrated(self) -> bool:
+        """Whether scales are found on texts."""
+        return self.kind in ("per_token", "static")
+
+    @property
     def greatest_weight(self) -> int:
         """With 7 bits, the sum of two products fits into the 16 bits that a CPU without VNNI has for it."""
         return 63 if self.cpu in ("avx512", "avx2") else 127

@@ -51,7 +51,7 @@ def demo_server(bundle: Path, port: int, *, assets: Path, file: str | None = Non
         InputError: a file of the bundle is missing, or its graph is not one file.
         ConfigurationError: the port is taken.
     """
-    graph = file or _default_graph(bundle)
+    graph = file or layout.int8_graph(bundle) or layout.ONNX_FP32
     missing = [name for name in (*_BUNDLE_FILES, graph) if not (bundle / name).is_file()]
     if missing:
         raise InputError(f"{bundle} has no {', '.join(missing)}. Give the folder that `distillabse export` wrote.")
@@ -101,11 +101,6 @@ class _Handler(BaseHTTPRequestHandler):
         for name, value in _HEADERS.items():
             self.send_header(name, value)
         self.end_headers()
-
-
-def _default_graph(bundle: Path) -> str:
-    graphs = (name for name in layout.ONNX_INT8.values() if (bundle / name).is_file())
-    return next(graphs, layout.ONNX_FP32)
 
 
 def _name(bundle: Path) -> str:

@@ -82,7 +82,7 @@ def write_graph(encoder: SentenceTransformer, folder: Path, export: ExportConfig
         source, graph = graph, folder / int8_file(export.quantization)
         # Weights are random: what calibration finds is no matter for speed.
         linears = rounded(encoder, export.quantization.greatest_weight, static=export.quantization.kind == "static")
-        quantize_graph(encoder, folder, export.quantization, quantized=(encoder, linears))
+        quantize_graph(source, graph, export.quantization, linears)
         for path in source.parent.glob(f"{source.name}*"):
             path.unlink()
     return graph

@@ -34,9 +34,9 @@ def export_stage(config: JobConfig, run: RunFolder, checkpoint: Path | None = No
     """
     from distillabse.models.reduction import load_reduction, save_reduction
     from distillabse.models.teacher import load_encoder
-    from distillabse.quantization import load_quantized_linears
     from distillabse.quantization.texts import calibration_texts
     from distillabse.training.checkpoints import require_whole
+    from distillabse.training.quantization_aware import load_quantized_encoder
     from distillabse.training.stage import checkpoint_reduction
 
     if checkpoint is not None:
@@ -46,10 +46,12 @@ def export_stage(config: JobConfig, run: RunFolder, checkpoint: Path | None = No
         student, reduction = run.student, load_reduction(run.student)
     else:
         raise InputError(f"{run.student} does not exist. Run `distillabse distill` first.")
-    texts, quantized = calibration_texts(config, run), None
+    texts: list[str] = []
+    quantized = None
     if config.export.quantization.training is not None and checkpoint is None:
-        linears = load_quantized_linears(run.quantized / layout.QUANTIZED_LINEARS)
-        quantized = load_encoder(str(run.quantized)), linears
+        quantized = load_quantized_encoder(run.quantized)
+    elif config.export.quantization.calibrated:
+        texts = calibration_texts(config, run)
     with new_folder(run.bundle) as folder:
         if reduction is not None:
             save_reduction(reduction, folder)
@@ -75,6 +77,9 @@ def write_bundle(
         texts: what INT8 is calibrated on. Without any, weights are rounded to the nearest, and every token has a zero
             point of its own: slower and less exact.
         quantized: the encoder after quantisation-aware distillation, and its layers; the INT8 graph is made of it.
+
+    Raises:
+        InputError: a static graph needs texts, and there are none.
     """
     from distillabse.export.card import write_plain_card
     from distillabse.export.float16 import to_float16
@@ -87,7 +92,7 @@ def write_bundle(
     export_graph(encoder, folder / layout.ONNX_FP32, config.opset)
     if config.quantization.enabled:
         logger.info("Quantising to INT8")
-        done = quantize_graph(encoder, folder, config.quantization, texts, quantized, config.opset)
+        done = _write_int8(encoder, folder, config, texts, quantized)
         kind = config.quantization.kind
         provenance = {**provenance, "int8": {"kind": kind, "matmuls": done.matmuls, "embeddings": done.embeddings}}
     if config.float16:
@@ -100,35 +105,37 @@ def write_bundle(
     write_checksums(folder)
 
 
-def quantize_graph(
+def _write_int8(
     encoder: SentenceTransformer,
     folder: Path,
-    config: QuantizationConfig,
-    texts: Sequence[str] = (),
-    quantized: QuantizedEncoder | None = None,
-    opset: int = 18,
+    config: ExportConfig,
+    texts: Sequence[str],
+    quantized: QuantizedEncoder | None,
 ) -> Quantized:
-    """Write the INT8 form of a bundle's fp32 graph beside it.
-
-    Raises:
-        InputError: a static graph needs texts, and there are none.
-    """
     from distillabse.export.graph import export_graph
-    from distillabse.export.quantize import quantize, quantize_weights
     from distillabse.quantization import calibrate
 
-    target = folder / int8_file(config)
-    with tempfile.TemporaryDirectory() as temporary:
-        source = folder / layout.ONNX_FP32
-        if quantized is not None and quantized[0] is not encoder:  # its other weights have been trained, too
-            source = Path(temporary) / source.name
-            export_graph(quantized[0], source, opset)
-        if config.kind == "block_weights":
-            return quantize_weights(source, target, embeddings=config.embeddings)
-        linears = None if quantized is None else quantized[1]
-        if linears is None and (texts or config.kind == "static"):
-            linears = calibrate(encoder, texts, static=config.kind == "static", largest=config.greatest_weight)
-        return quantize(source, target, linears, embeddings=config.embeddings, largest=config.greatest_weight)
+    settings, target = config.quantization, folder / int8_file(config.quantization)
+    if quantized is not None:  # its other weights have been trained, too
+        with tempfile.TemporaryDirectory() as temporary:
+            source = Path(temporary) / "model.onnx"
+            export_graph(quantized[0], source, config.opset)
+            return quantize_graph(source, target, settings, quantized[1])
+    linears = None
+    if settings.calibrated and (texts or settings.kind == "static"):
+        linears = calibrate(encoder, texts, static=settings.kind == "static", largest=settings.greatest_weight)
+    return quantize_graph(folder / layout.ONNX_FP32, target, settings, linears)
+
+
+def quantize_graph(
+    source: Path, target: Path, config: QuantizationConfig, linears: Mapping[str, QuantizedLinear] | None = None
+) -> Quantized:
+    """Write the INT8 form of the fp32 graph `source`; see `quantize` for `linears`."""
+    from distillabse.export.quantize import quantize, quantize_weights
+
+    if config.kind == "block_weights":
+        return quantize_weights(source, target, embeddings=config.embeddings)
+    return quantize(source, target, linears, embeddings=config.embeddings, largest=config.greatest_weight)
 
 
 def int8_file(config: QuantizationConfig) -> str:

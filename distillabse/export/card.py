@@ -23,12 +23,11 @@ def write_plain_card(folder: Path, provenance: Mapping[str, Any]) -> None:
         provenance: What distillabse.json says; its "config" names the teacher.
     """
     config = provenance.get("config", {})
-    int8 = (name for name in layout.ONNX_INT8.values() if (folder / name).is_file())
     card = render(
         "plain_card.md.j2",
         name=provenance.get("name", "Sentence encoder"),
         settings=read_json(folder / layout.MODEL_SETTINGS),
-        graph=next(int8, layout.ONNX_FP32),
+        graph=layout.int8_graph(folder) or layout.ONNX_FP32,
         # A record of another origin may tell of less than a job.
         **card_values(folder, config if {"teacher", "student"} <= config.keys() else None, []),
     )

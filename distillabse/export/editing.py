@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -43,6 +43,20 @@ class GraphEditor:
         self.nodes.append(helper.make_node(operator, inputs, [name], name=name, domain=domain, **attributes))
         return name
 
+    def keep(self, node: Any, renamed: Mapping[str, str], output: str | None = None) -> None:
+        """Add a node of the graph as it is, but that it reads `renamed` tensors, and calls its output `output`."""
+        copy = type(node)()
+        copy.CopyFrom(node)
+        for index, name in enumerate(node.input):
+            copy.input[index] = renamed.get(name, name)
+        if output is not None:
+            copy.output[0] = output
+        self.nodes.append(copy)
+
+    def has(self, name: str) -> bool:
+        """Whether a node that was added makes the tensor."""
+        return any(name in node.output for node in self.nodes)
+
     def constant(self, name: str, value: Any) -> str:
         """Name of a constant; the same name is the same constant."""
         self._constants[name] = numpy_helper.from_array(np.asarray(value), name)
@@ -56,6 +70,10 @@ class GraphEditor:
         """Value of an initializer that the graph came with, or of a constant that was added."""
         value: NDArray[Any] = numpy_helper.to_array(self._constants.get(name) or self.weights[name])
         return value
+
+    def shape(self, name: str) -> tuple[int, ...]:
+        """Shape of an initializer."""
+        return tuple((self._constants.get(name) or self.weights[name]).dims)
 
     def is_constant(self, name: str) -> bool:
         """Whether a tensor is an initializer."""

@@ -8,8 +8,6 @@ from __future__ import annotations
 
 from typing import Any
 
-from onnx import helper
-
 from distillabse.export.editing import GraphEditor
 
 # On rows as on the whole tensor; LayerNormalization and MatMul work along the last axis.
@@ -27,13 +25,12 @@ class _Flattening:
         self.outputs = {value.name for value in model.graph.output}
         self.rows: dict[str, str] = {}
         self.widths: dict[str, int] = {}
-        self.whole: set[str] = set()
         self.started = False
 
     def run(self) -> None:
         for node in list(self.edit.graph.node):
             if not self._on_rows(node):
-                self._as_it_was(node)
+                self.edit.keep(node, {name: self._read_whole(node, name) for name in node.input if name in self.rows})
         for name in self.outputs & self.rows.keys():
             self._restore(name)
         self.edit.finish()
@@ -46,38 +43,31 @@ class _Flattening:
                 if self.started:
                     return False
                 self.started = True  # the embeddings'
-                self._flatten(first, edit.weight(node.input[1]).shape[0])
+                self._flatten(first, edit.shape(node.input[1])[0])
             return self._keep(node, self.widths[first])
-        if node.op_type == "MatMul" and edit.is_constant(node.input[1]) and len(edit.weight(node.input[1]).shape) == 2:
+        if node.op_type == "MatMul" and edit.is_constant(node.input[1]) and len(edit.shape(node.input[1])) == 2:
             if first not in self.rows:
                 if not self._is_context(first):
                     return False
-                self._flatten(edit.made_by[first].input[0], edit.weight(node.input[1]).shape[0], first)
-            return self._keep(node, edit.weight(node.input[1]).shape[1])
+                self._flatten(edit.made_by[first].input[0], edit.shape(node.input[1])[0], first)
+            return self._keep(node, edit.shape(node.input[1])[1])
         if node.op_type in _ELEMENTWISE and any(name in self.rows for name in node.input):
             if all(name in self.rows or self._is_small(name) for name in node.input if name):
                 return self._keep(node, next(self.widths[name] for name in node.input if name in self.rows))
         return False
 
     def _keep(self, node: Any, width: int) -> bool:
-        copy = type(node)()
-        copy.CopyFrom(node)
         output = node.output[0]
-        for index, name in enumerate(node.input):
-            copy.input[index] = self.rows.get(name, name)
-        copy.output[0] = f"{output}_rows" if output in self.outputs else output
-        self.rows[output], self.widths[output] = copy.output[0], width
-        self.edit.nodes.append(copy)
+        # An output of the graph keeps its name for what it is as a whole.
+        self.rows[output] = f"{output}_rows" if output in self.outputs else output
+        self.widths[output] = width
+        self.edit.keep(node, self.rows, self.rows[output])
         return True
 
-    def _as_it_was(self, node: Any) -> None:
-        copy = type(node)()
-        copy.CopyFrom(node)
-        for index, name in enumerate(node.input):
-            if name in self.rows:
-                # To reshape rows into heads is to reshape the tensor: its shape is given in full.
-                copy.input[index] = self.rows[name] if self._names_all_axes(node) else self._restore(name)
-        self.edit.nodes.append(copy)
+    def _read_whole(self, node: Any, name: str) -> str:
+        """What a node reads that does not work on rows."""
+        # To reshape rows into heads is to reshape the tensor: its shape is given in full.
+        return self.rows[name] if self._names_all_axes(node) else self._restore(name)
 
     def _flatten(self, source: str, width: int, name: str | None = None) -> None:
         shape = self.edit.integers("rows_of", [-1, width])
@@ -86,18 +76,14 @@ class _Flattening:
 
     def _restore(self, name: str) -> str:
         """Name of the tensor with its three axes again."""
-        if self.rows[name] == name and name not in self.whole:
-            whole = f"{name}_whole"
-        else:
-            whole = name
-        if name not in self.whole:
-            self.whole.add(name)
-            width = self.edit.integers("width", [self.widths[name]])
-            if not any("leading_axes" in node.output for node in self.edit.nodes):
+        whole = name if name in self.outputs else f"{name}_whole"
+        if not self.edit.has(whole):
+            if not self.edit.has("leading_axes"):
                 self.edit.add("Shape", ["input_ids"], "leading_axes")
+            width = self.edit.integers("width", [self.widths[name]])
             shape = self.edit.add("Concat", ["leading_axes", width], axis=0)
-            self.edit.nodes.append(helper.make_node("Reshape", [self.rows[name], shape], [whole], name=f"{whole}_axes"))
-        return f"{name}_whole" if self.rows[name] == name else name
+            self.edit.add("Reshape", [self.rows[name], shape], whole)
+        return whole
 
     def _is_context(self, name: str) -> bool:
         """Whether a tensor is put together from heads: a reshape to [batch, tokens, width]."""
@@ -112,4 +98,4 @@ class _Flattening:
         return shape is not None and shape.op_type == "Concat"
 
     def _is_small(self, name: str) -> bool:
-        return self.edit.is_constant(name) and len(self.edit.weight(name).shape) <= 1
+        return self.edit.is_constant(name) and len(self.edit.shape(name)) <= 1

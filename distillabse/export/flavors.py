@@ -81,9 +81,9 @@ def make_flavor(bundle: Path, flavor: str, target: Path, texts: Sequence[str] = 
     with new_folder(target) as folder:
         _copy_all_but_graphs(bundle, folder)
         (folder / _ONNX).mkdir()
-        chosen.make(bundle, int8_graph(bundle), folder, texts)
+        chosen.make(bundle, layout.int8_graph(bundle), folder, texts)
         write_json(folder / layout.PROVENANCE, {**provenance, "flavor": flavor})
-        _rewrite_card(folder / layout.MODEL_CARD, chosen, int8_graph(bundle))
+        _rewrite_card(folder / layout.MODEL_CARD, chosen, layout.int8_graph(bundle))
         write_checksums(folder)
     logger.info("%s written to %s", flavor, target)
 
@@ -101,11 +101,6 @@ def require_whole(bundle: Path) -> None:
             f"{bundle} is not whole: {', '.join(broken)} missing, or not what {layout.CHECKSUMS} says. "
             "Export it again with `distillabse export`."
         )
-
-
-def int8_graph(bundle: Path) -> str | None:
-    """The INT8 graph of a bundle, if it has one."""
-    return next((name for name in layout.ONNX_INT8.values() if (bundle / name).is_file()), None)
 
 
 def _rewrite_card(card: Path, flavor: Flavor, int8: str | None) -> None:

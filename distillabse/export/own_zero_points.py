@@ -104,7 +104,7 @@ class OwnZeroPoints:
     def _leading_shape(self, x: str) -> str:
         """Name of the shape of `x` without its last axis, made once."""
         name = f"{x}_leading_shape"
-        if all(name not in node.output for node in self.edit.nodes):
+        if not self.edit.has(name):
             shape = self.edit.add("Shape", [x])
             start, end = self.edit.integers("first", [0]), self.edit.integers("last_axis", [-1])
             self.edit.add("Slice", [shape, start, end], name)

@@ -35,11 +35,10 @@ from distillabse.export.flattening import flatten_tokens
 from distillabse.export.graph import PROTOBUF_LIMIT, linear_of, save_graph
 from distillabse.export.own_zero_points import OwnZeroPoints, quantize_columns
 from distillabse.export.switch import expert_products, routers
+from distillabse.quantization.linears import CENTRE, LEVELS
 
 if TYPE_CHECKING:
     from distillabse.quantization import QuantizedLinear
-
-_LEVELS = 255
 
 
 @dataclass(frozen=True)
@@ -149,7 +148,7 @@ class _Rewriter:
             elif (
                 node.op_type == "MatMul"
                 and node.input[1] in edit.weights
-                and len(edit.weights[node.input[1]].dims) == 2
+                and len(edit.shape(node.input[1])) == 2
                 and node.input[1] not in kept_in_float
             ):
                 self.own_zero_points.matmul(node, self.restored.get(node.input[0], node.input[0]))
@@ -160,7 +159,7 @@ class _Rewriter:
             elif node.op_type == "LayerNormalization" and self._moves(node.output[0]):
                 self._moved_normalisation(node)
             else:
-                self._kept(node)
+                edit.keep(node, self.restored)
         edit.finish()
         return Quantized(matmuls, tables)
 
@@ -198,7 +197,7 @@ class _Rewriter:
         readers = self.edit.read_by.get(node.output[0], [])
         if len(readers) == 1 and readers[0].op_type == "Add":
             other = next((name for name in readers[0].input if name != node.output[0]), "")
-            if other in self.edit.weights and len(self.edit.weights[other].dims) == 1:
+            if other in self.edit.weights and len(self.edit.shape(other)) == 1:
                 return readers[0]
         return None
 
@@ -207,8 +206,8 @@ class _Rewriter:
         edit, zero_point = self.edit, linear.zero_point
         if x not in self.rows:
             last = edit.integers("last_axis", [-1])
-            high = edit.add("ReduceMax", [x if zero_point != 128 else edit.add("Abs", [x]), last], keepdims=1)
-            step = edit.constant(f"step_above_{zero_point}", np.float32(1 / (_LEVELS - zero_point)))
+            high = edit.add("ReduceMax", [x if zero_point != CENTRE else edit.add("Abs", [x]), last], keepdims=1)
+            step = edit.constant(f"step_above_{zero_point}", np.float32(1 / (LEVELS - zero_point)))
             scale = edit.add("Mul", [high, step])
             if linear.least_scale > 0:
                 scale = edit.add("Max", [scale, edit.constant(f"{x}_least_scale", np.float32(linear.least_scale))])
@@ -220,7 +219,7 @@ class _Rewriter:
     def _zeros(self, zero_point: int) -> str:
         """Name of the zero point once for every token, made once for the graph: uint8 [tokens]."""
         name = f"zero_points_{zero_point}"
-        if not any(name in node.output for node in self.edit.nodes):
+        if not self.edit.has(name):
             count = self.edit.add("ReduceProd", [self.edit.add("Shape", ["input_ids"])], keepdims=1)
             once = self.edit.constant(f"zero_point_{zero_point}_once", np.array([zero_point], np.uint8))
             self.edit.add("Expand", [once, count], name)
@@ -249,11 +248,9 @@ class _Rewriter:
         assert linear.smoothing is not None and linear.shift is not None
         smoothing, shift = linear.smoothing.numpy(), linear.shift.numpy()
         scale, bias = edit.weight(node.input[1]), edit.weight(node.input[2])
-        copy = type(node)()
-        copy.CopyFrom(node)
-        copy.input[1] = edit.constant(f"{x}_weight_moved", scale / smoothing)
-        copy.input[2] = edit.constant(f"{x}_bias_moved", (bias - shift) / smoothing)
-        edit.nodes.append(copy)
+        edit.keep(node, self.restored)
+        edit.nodes[-1].input[1] = edit.constant(f"{x}_weight_moved", scale / smoothing)
+        edit.nodes[-1].input[2] = edit.constant(f"{x}_bias_moved", (bias - shift) / smoothing)
         others = [reader for reader in edit.read_by[x] if all(reader is not own for own in self.readers[x])]
         if others:
             back = edit.add("Mul", [x, edit.constant(f"{x}_smoothing", smoothing)])
@@ -275,13 +272,6 @@ class _Rewriter:
             return None
         return partner if any(name in self.linears for name in maker.input) else None
 
-    def _kept(self, node: Any) -> None:
-        copy = type(node)()
-        copy.CopyFrom(node)
-        for index, name in enumerate(node.input):
-            copy.input[index] = self.restored.get(name, name)
-        self.edit.nodes.append(copy)
-
     # The embedding table
 
     def _embedding(self, node: Any, table: NDArray[np.float32]) -> None:
@@ -298,7 +288,7 @@ class _Rewriter:
             for node in self.edit.graph.node
             if node.op_type == "Gather"
             and node.input[0] in weights
-            and len(weights[node.input[0]].dims) == 2
+            and len(self.edit.shape(node.input[0])) == 2
             and weights[node.input[0]].data_type == TensorProto.FLOAT
         ]
         return max(tables, key=lambda name: weights[name].dims[0], default=None)

@@ -16,7 +16,6 @@ attention's averages of values: there the value layer does. All other inputs sta
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Sequence
 from dataclasses import replace
 from itertools import product
@@ -33,8 +32,6 @@ from distillabse.quantization.statistics import InputStatistics, input_statistic
 if TYPE_CHECKING:
     from sentence_transformers import SentenceTransformer
     from torch import nn
-
-logger = logging.getLogger(__name__)
 
 EXPONENTS = (0.5, 0.6, 0.7, 0.8, 0.9, 1.0)
 ZERO_POINTS = (8, 12, 16, 24, 32, 64, CENTRE)
@@ -86,7 +83,7 @@ def calibrate(
         for name, layer in zip(group.names, of_group, strict=True):
             weight = layer.weight.float() if smoothing is None else layer.weight.float() * smoothing
             weight_scale = weight_scales(weight, largest)
-            bias = torch.zeros(len(weight), device=weight.device) if layer.bias is None else layer.bias.float()
+            bias = _bias(layer)
             done[name] = QuantizedLinear(
                 weight=round_with_inputs(weight, weight_scale, moments, largest),
                 scale=weight_scale,
@@ -112,8 +109,7 @@ def rounded(encoder: SentenceTransformer, largest: int = 127, *, static: bool = 
     for name, layer in linear_layers(encoder).items():
         weight = layer.weight.float()
         scale = weight_scales(weight, largest)
-        bias = torch.zeros(len(weight)) if layer.bias is None else layer.bias.float()
-        linear = QuantizedLinear(round_to_nearest(weight, scale, largest), scale, bias)
+        linear = QuantizedLinear(round_to_nearest(weight, scale, largest), scale, _bias(layer))
         done[name] = on_cpu(replace(linear, input_scale=_ANY_SCALE) if static else linear)
     return done
 
@@ -193,6 +189,10 @@ def _moved_outputs(linear: QuantizedLinear, shift: Tensor, smoothing: Tensor | N
     """The layer whose outputs are (y - shift) / smoothing."""
     divisor = torch.ones_like(shift) if smoothing is None else smoothing
     return replace(linear, scale=linear.scale / divisor, bias=(linear.bias - shift) / divisor)
+
+
+def _bias(layer: nn.Linear) -> Tensor:
+    return torch.zeros_like(layer.weight[:, 0]).float() if layer.bias is None else layer.bias.float()
 
 
 def _moved(inputs: Tensor, shift: Tensor | None, smoothing: Tensor | None) -> Tensor:

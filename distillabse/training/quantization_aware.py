@@ -159,6 +159,11 @@ def save_quantized_encoder(encoder: SentenceTransformer, linears: Mapping[str, Q
     (folder / layout.QUANTIZED_LINEARS).chmod(0o644)
 
 
+def load_quantized_encoder(folder: Path) -> tuple[SentenceTransformer, dict[str, QuantizedLinear]]:
+    """What `save_quantized_encoder` wrote."""
+    return load_encoder(str(folder)), load_quantized_linears(folder / layout.QUANTIZED_LINEARS)
+
+
 def _prepared(student: SentenceTransformer, calibrated: Mapping[str, QuantizedLinear]) -> SentenceTransformer:
     """A copy of the student that computes, as floats, with the weights that were calibrated."""
     model = transformer_of(student)

@@ -85,8 +85,7 @@ def graphs_of(folder: Path, record: Mapping[str, Any]) -> tuple[Graph, ...]:
     """
     graphs = [Graph(FP32, layout.ONNX_FP32, "fp32")]
     if (quantised := record.get("int8")) is not None:
-        candidates = list(layout.ONNX_INT8.values())
-        file = next((file for file in candidates if (folder / file).is_file()), candidates[0])
+        file = layout.int8_graph(folder) or next(iter(layout.ONNX_INT8.values()))
         graphs.append(Graph(INT8, file, quantised.get("kind", "per_token")))
     if record.get("float16"):
         graphs.append(Graph(FLOAT16, layout.ONNX_FLOAT16, "float16"))
