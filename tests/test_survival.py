@@ -126,6 +126,14 @@ def test_a_signal_to_all_processes_saves_the_step_it_came_in(reference, config):
     assert_same(run, reference[1])
 
 
+def test_of_one_checkpoint_the_newest_stays_though_another_is_better(config):
+    config.training["save_total_limit"] = 1
+    assert suffer(config, "group_asked_to_stop") == 143
+    checkpoints = config.run_folder / "checkpoints"
+    assert {path.name for path in checkpoints.glob("checkpoint-*")} == {"checkpoint-8", "checkpoint-11"}
+    assert resumed_from(finish(config)) == "checkpoint-11"
+
+
 def test_a_reader_of_data_ends_when_its_parent_says_so_and_at_no_other_signal():
     """The DataLoader ends its workers with SIGTERM, too."""
     forked = multiprocessing.get_context("fork")

@@ -94,6 +94,8 @@ class DistillationTrainer(Trainer):
             epochs = arguments.num_train_epochs
             arguments.max_steps = math.ceil(epochs * len(sentences) / self.topology.sentences_per_step)
         multiple = 8 if arguments.device.type == "cuda" else 1
+        # transformers removes the newest checkpoint of 1 when training ends, and an interrupted job goes on from that.
+        self.checkpoints_to_keep, arguments.save_total_limit = arguments.save_total_limit, None
         self.stop = StopOnSignal()
         self.progress = SentenceProgress(unit="pairs" if isinstance(sentences, TranslationPairs) else "sentences")
         super().__init__(
@@ -289,14 +291,13 @@ class DistillationTrainer(Trainer):
 
     def _save_checkpoint(self, model: Any, trial: Any) -> None:
         self._mean_terms()
-        checkpoints, keep = Path(self.args.output_dir), self.args.save_total_limit
+        checkpoints = Path(self.args.output_dir)
         folder = checkpoint_path(checkpoints, self.state.global_step)
         try:
             with storage_errors(folder):
                 if self.args.should_save:
                     shutil.rmtree(folder, ignore_errors=True)
                 self.accelerator.wait_for_everyone()
-                self.args.save_total_limit = None  # no old one goes before the new one counts
                 super()._save_checkpoint(model, trial)
                 self.accelerator.wait_for_everyone()
                 if self.args.should_save:
@@ -308,10 +309,9 @@ class DistillationTrainer(Trainer):
             if self.args.should_save:
                 shutil.rmtree(folder, ignore_errors=True)
             raise
-        finally:
-            self.args.save_total_limit = keep
         if self.args.should_save:
-            remove_older_checkpoints(checkpoints, keep, self.state.best_global_step)
+            # No old one goes before the new one counts.
+            remove_older_checkpoints(checkpoints, self.checkpoints_to_keep, self.state.best_global_step)
 
     def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
         super()._load_optimizer_and_scheduler(checkpoint)
