@@ -1,0 +1,279 @@
+"""The best students of all-MiniLM-L6-v2 that one CPU core makes in hours: fidelity at the speeds that they reach.
+
+    python benchmarks/open_text.py                               # fetch more English text, once
+    python benchmarks/best_students.py prepare --data data       # gather, filter, write data/broad
+    python benchmarks/best_students.py train [NAME ...]          # configs/minilm-broad.yaml, with another shape each
+    python benchmarks/best_students.py measure                   # fidelity and speed: results/best_students.json
+
+`prepare` reads mono_train/en.tsv.gz and the English side of parallel_train/*.tsv.gz, holds out the dev and test
+sentences of configs/minilm-english.yaml, and drops every text that equals a held-out text or any text under eval/, but
+for case and punctuation. `train` goes on where it was stopped.
+"""
+
+from __future__ import annotations
+
+import argparse
+import csv
+import gzip
+import logging
+import os
+import random
+import re
+import shutil
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+from augmentation import augmented
+from real_text import RECIPE, places
+
+AUGMENTED = 120_000
+# Half of Webster 1913 is about words that nobody uses any more.
+AT_MOST = {"dict-gcide": 80_000}
+SEED = 0
+RESULTS = Path(__file__).parent / "results"
+TORCH, ONNX = "teacher-torch", "teacher-onnx"
+
+
+def main() -> None:
+    """Gather, train or measure."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("step", choices=["prepare", "train", "measure"])
+    parser.add_argument("names", nargs="*", help=f"of {', '.join(STUDENTS)}; by default all")
+    parser.add_argument("--data", type=Path, default=Path("data"))
+    parser.add_argument("--open-text", type=Path, default=Path("data/open_text"))
+    parser.add_argument("--broad", type=Path, default=Path("data/broad"))
+    parser.add_argument("--runs", type=Path, default=Path("runs"))
+    arguments = parser.parse_args()
+    os.environ.setdefault("OMP_NUM_THREADS", "1")
+    logging.basicConfig(level=logging.WARNING, format="%(asctime)s %(message)s")
+    logging.getLogger("distillabse").setLevel(logging.INFO)
+    if arguments.step == "prepare":
+        prepare(arguments.data, arguments.open_text, arguments.broad)
+        return
+    if arguments.step == "train":
+        for name in arguments.names or STUDENTS:
+            train(name, arguments.data, arguments.broad, arguments.runs)
+        return
+
+    from distillabse.storage import write_json
+
+    write_json(RESULTS / "best_students.json", measure(arguments.data, arguments.broad, arguments.runs))
+
+
+# The smallest learn the sentence vector alone, from one cache of the teacher.
+LIGHT: dict[str, Any] = {
+    "objectives": [{"kind": "cosine"}],
+    "cache": "broad-teacher-cache",
+    "sentences": 150_000,
+    "training": {"per_device_train_batch_size": 64, "num_train_epochs": 5},
+}
+# Of the student of thirty languages that `distillabse run multilingual-minilm` trains.
+MULTILINGUAL: dict[str, Any] = {
+    "teacher": "multilingual-minilm/student",
+    "cache": "multilingual-best-cache",
+    "sentences": 200_000,
+    "training": {"per_device_train_batch_size": 64, "num_train_epochs": 3},
+}
+# A table that is trained along costs nothing when it is served, and makes up for layers that are not there.
+STUDENTS: dict[str, dict[str, Any]] = {
+    "3x384": {"student": {"layers": 3, "freeze_embeddings": True}},
+    "2x384-192": {"student": {"layers": 2, "intermediate_size": 192}, **LIGHT},
+    "1x256-256": {
+        "student": {"layers": 1, "hidden_size": 256, "intermediate_size": 256, "attention_heads": 8, "head": "dense"},
+        **LIGHT,
+    },
+    "multilingual-1x384-192": {"student": {"layers": 1, "intermediate_size": 192}, **LIGHT, **MULTILINGUAL},
+    "multilingual-1x256-256": {
+        "student": {"layers": 1, "hidden_size": 256, "intermediate_size": 256, "attention_heads": 8, "head": "dense"},
+        **LIGHT,
+        **MULTILINGUAL,
+    },
+}
+# The same student with another INT8 graph: static, its scales trained along.
+STATIC = {
+    "3x384": {"kind": "static", "training": {"training": {"max_steps": 300, "learning_rate": 3e-5, "report_to": []}}}
+}
+
+
+def prepare(data: Path, open_text: Path, broad: Path) -> None:
+    """Write train-*.txt and test.txt into `broad`."""
+    from distillabse.corpus.build import build_corpus
+    from distillabse.corpus.cleaning import near_key
+    from distillabse.settings import load_config
+
+    english = build_corpus(load_config(RECIPE, ["corpus.max_sentences=null", *places(data)]).corpus, SEED)
+    held_out = [record.text for split in ("dev", "test") for record in english.splits[split]]
+    taboo = {near_key(text) for text in (*held_out, *evaluation_texts(data / "eval"))}
+    broad.mkdir(parents=True, exist_ok=True)
+    (broad / "test.txt").write_text("\n".join(record.text for record in english.splits["test"]) + "\n", "utf-8")
+    sources = {"english": [record.text for record in english.splits["train"]]}
+    for path in sorted(open_text.glob("*.txt")):
+        texts = path.read_text(encoding="utf-8").splitlines()
+        sources[path.stem] = random.Random(SEED).sample(texts, min(len(texts), AT_MOST.get(path.stem, len(texts))))
+    kept: dict[str, list[str]] = {}
+    for name, texts in sources.items():
+        kept[name] = []
+        for text in texts:
+            if (key := near_key(text)) not in taboo:
+                taboo.add(key)
+                kept[name].append(text)
+    real = [text for texts in kept.values() for text in texts]
+    made = augmented(real, words_to_show([*kept["english"], *kept["wordnet-base"]]), AUGMENTED, SEED)
+    kept["augmented"] = [text for text in made if near_key(text) not in taboo]
+    for name, texts in kept.items():
+        (broad / f"train-{name}.txt").write_text("\n".join(texts) + "\n", "utf-8")
+        print(f"train-{name}.txt: {len(texts):,} sentences")
+
+
+def evaluation_texts(folder: Path) -> Iterable[str]:
+    """Every field of every evaluation table."""
+    for path in sorted(folder.glob("*.tsv.gz")):
+        with gzip.open(path, "rt", encoding="utf-8", newline="") as file:
+            for row in csv.reader(file, delimiter="\t", quoting=csv.QUOTE_NONE):
+                yield from row
+
+
+def words_to_show(texts: Sequence[str]) -> list[str]:
+    """Words of the texts and of the teacher's vocabulary, each once."""
+    from distillabse.config import TeacherConfig
+    from distillabse.models.teacher import load_teacher
+
+    vocabulary = load_teacher(TeacherConfig(model="packaged:all-MiniLM-L6-v2")).tokenizer.get_vocab()
+    words = {word for text in texts for word in re.findall(r"[^\W\d_]+(?:['\u2019][^\W\d_]+)?", text.lower())}
+    return sorted(words | {word for word in vocabulary if word.isalpha() and len(word) > 1})
+
+
+def job(name: str, data: Path, broad: Path, runs: Path) -> Any:
+    """The configuration of one student."""
+    from distillabse.settings import load_config, validate
+
+    sets = {"in_domain": broad / "test.txt", "banking77": data / "eval/banking77.tsv.gz"}
+    sets["tweets"] = data / "eval/tweeteval_emotion.tsv.gz"
+    values = load_config(
+        "minilm-broad", [f"output={runs}", *(f"evaluation.sets.{key}.path={path}" for key, path in sets.items())]
+    ).model_dump(mode="json")
+    values["name"] = f"best-{name}"
+    values["corpus"]["sources"][0]["path"] = f"{broad}/train-*.txt"
+    changed = STUDENTS[name]
+    values["student"] = changed["student"]
+    values["training"] |= changed.get("training", {})
+    values["export"]["quantization"] |= changed.get("quantization", {})
+    if changed.get("teacher"):
+        values["teacher"] = {"model": str(runs / changed["teacher"])}
+        values["corpus"]["sources"] = [
+            {"kind": "files", "path": f"{data}/parallel_train/*.tsv.gz", "text": "en", "language": "en"},
+            {"kind": "files", "path": f"{data}/parallel_train/*.tsv.gz", "text": "xx", "language_column": "lang"},
+            {"kind": "files", "path": f"{data}/mono_train/*.tsv.gz", "text": "text", "language_column": "lang"},
+        ]
+        values["corpus"]["temperature"] = 2.0
+        tatoeba = {"kind": "files", "path": f"{data}/eval/tatoeba_test.tsv.gz", "text": "src"}
+        values["evaluation"]["sets"] = {"tatoeba": {**tatoeba, "language_column": "lang"}}
+    if "objectives" in changed:
+        values["objectives"], values["teacher_cache"] = changed["objectives"], str(runs / changed["cache"])
+        values["corpus"]["max_sentences"] = changed["sentences"]
+    return validate(values)
+
+
+def train(name: str, data: Path, broad: Path, runs: Path) -> None:
+    """Every stage that is not done yet, up to the bundle."""
+    from distillabse.pipeline import is_current, prepare, run_stage
+
+    config = job(name, data, broad, runs)
+    run = prepare(config)
+    for stage in ("corpus", "vocabulary", "distill", "export", "verify"):
+        if not is_current(stage, config, run):
+            print(f"{name}: {stage}", flush=True)
+            run_stage(stage, config, run, resume=True)
+
+
+def static_graph(name: str, data: Path, broad: Path, runs: Path) -> Path:
+    """The run of the same student, trained on with rounding for a static INT8 graph."""
+    from distillabse.layout import RunFolder
+    from distillabse.pipeline import is_current, prepare, run_stage
+    from distillabse.settings import validate
+
+    trained = job(name, data, broad, runs)
+    values = trained.model_dump(mode="json")
+    values["name"] += "-static"
+    values["export"]["quantization"] |= STATIC[name]
+    config = validate(values)
+    if not Path(config.run_folder).is_dir():
+        shutil.copytree(trained.run_folder, config.run_folder, ignore=shutil.ignore_patterns("bundle", "verify"))
+    run = prepare(config)
+    for stage in ("quantize", "export"):
+        if not is_current(stage, config, run):
+            print(f"{name}, static: {stage}", flush=True)
+            run_stage(stage, config, run, resume=True)
+    return RunFolder(config.run_folder).bundle
+
+
+def measure(data: Path, broad: Path, runs: Path) -> dict[str, Any]:
+    """Fidelity and speed of every student, each beside its own teacher."""
+    from distillabse.environment import describe_environment
+
+    groups: dict[str, list[str]] = {}
+    for name, changed in STUDENTS.items():
+        groups.setdefault(changed.get("teacher", "all-MiniLM-L6-v2"), []).append(name)
+    return {
+        "command": "python benchmarks/best_students.py measure",
+        "teachers": {teacher: measure_group(names, data, broad, runs) for teacher, names in groups.items()},
+        "environment": describe_environment(),
+    }
+
+
+def measure_group(names: Sequence[str], data: Path, broad: Path, runs: Path) -> dict[str, Any]:
+    """The students of one teacher, in one alternating run."""
+    import numpy as np
+    from comparison import settings, size_of, teacher_bundle
+    from sittings import sit
+
+    from distillabse import layout
+    from distillabse.encoder import Encoder
+    from distillabse.evaluation.fidelity import fidelity
+    from distillabse.evaluation.latency import Engine
+    from distillabse.evaluation.sets import evaluation_sets
+    from distillabse.layout import RunFolder
+    from distillabse.models.teacher import load_encoder
+    from distillabse.storage import read_json
+
+    config = job(names[0], data, broad, runs)
+    bundles = {name: RunFolder(job(name, data, broad, runs).run_folder).bundle for name in names}
+    bundles |= {f"{name}, static INT8": static_graph(name, data, broad, runs) for name in names if name in STATIC}
+    graphs = {name: layout.int8_graph(bundle) for name, bundle in bundles.items()}
+    teacher = teacher_bundle(
+        config.teacher, runs / f"best-teacher-{Path(config.teacher.model).parent.name or 'minilm'}"
+    )
+    sets = evaluation_sets(config, RunFolder(config.run_folder))
+    texts = {key: [one.text for one in found] for key, found in sets.items()}
+    wanted = {key: load_encoder(str(teacher)).encode(found) for key, found in texts.items()}
+    engines = [
+        Engine(TORCH, "torch", teacher),
+        Engine(ONNX, "onnx", teacher, layout.ONNX_FP32),
+        *(Engine(name, "onnx", bundle, graphs[name]) for name, bundle in bundles.items()),
+    ]
+    speed = sit(engines, next(iter(texts.values())), settings(), SEED, (TORCH, ONNX))
+    keys = ("n", "cosine_mean", "cosine_p01", "cosine_p05", "ci95", "constant_baseline", "skill", "neighbour_top1")
+    students = {}
+    for name, bundle in bundles.items():
+        encoder = Encoder(bundle)
+        judged = {key: fidelity(wanted[key], np.asarray(encoder.encode(found))) for key, found in texts.items()}
+        history = read_json(RunFolder(bundle.parent).training_history)
+        students[name] = {
+            **size_of(bundle),
+            "fidelity": {key: {field: row[field] for field in keys} for key, row in judged.items()},
+            "latency": speed["latency"][name],
+            "training": {key: value for key, value in history.items() if key != "log"},
+            "config": job(name.partition(",")[0], data, broad, runs).model_dump(mode="json", include=EXACT),
+        }
+    return {
+        "teacher": {**size_of(teacher), "latency": {name: speed["latency"][name] for name in (TORCH, ONNX)}},
+        "students": students,
+        **{key: speed[key] for key in ("tokens", "threads", "sittings", "cores_used_by_others")},
+    }
+
+
+EXACT = {"seed", "corpus", "student", "objectives", "training", "export"}
+
+if __name__ == "__main__":
+    main()

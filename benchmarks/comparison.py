@@ -1,0 +1,273 @@
+"""Students of many shapes beside their teachers and static models: size, speed, fidelity, tasks. One table a teacher.
+
+    python benchmarks/comparison.py train [NAME ...]      # students of MiniLM; half an hour on one core, kept in runs/
+    python benchmarks/comparison.py measure               # everything; writes results/comparison.json
+    python benchmarks/comparison.py page                  # docs/benchmarks.md and its plots, from results/
+
+all-MiniLM-L6-v2 is the teacher for fidelity, and its students are trained, all on the same sentences. For LaBSE's size
+there is a teacher of its exact shape and its students with random weights (labse_stand_in.py): speed and size only.
+Students run as INT8 graphs in ONNX Runtime; teachers in PyTorch and as fp32 graphs. Speed is measured in several
+sittings with new processes (sittings.py), on a quiet machine.
+
+`--data` holds mono_train/, parallel_train/ and eval/; the tasks' tables are in ./data/eval. Needs `pip install
+'distillabse[floor]'` for the static models.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from comparison_students import LABSE, MINILM, STATIC, job, train
+from sittings import SITTINGS, sit
+
+RESULTS = Path(__file__).parent / "results"
+BATCH_SIZES = [1, 32, 128]
+TEACHER, TORCH, ONNX = "teacher", "teacher-torch", "teacher-onnx"
+SEED = 42
+TASKS = ("tatoeba", "stsb", "banking77", "massive")
+TEXTS_OF_A_SET = 2000
+
+
+def main() -> None:
+    """Train, measure, or write the page."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("step", choices=["train", "measure", "page"])
+    parser.add_argument("names", nargs="*", help="students to train; by default all")
+    parser.add_argument("--data", type=Path, default=Path("data"))
+    parser.add_argument("--runs", type=Path, default=Path("runs"))
+    parser.add_argument("--output", type=Path, default=RESULTS / "comparison.json")
+    parser.add_argument("--sittings", type=int, default=SITTINGS)
+    parser.add_argument("--speed-only", action="store_true", help="leave fidelity and tasks as they are in the result")
+    arguments = parser.parse_args()
+    if arguments.step == "train":
+        os.environ.setdefault("OMP_NUM_THREADS", "1")
+        for name in arguments.names or MINILM:
+            train(name, arguments.data, arguments.runs)
+    elif arguments.step == "measure":
+        measure(arguments)
+    else:
+        from benchmarks_page import write_page
+
+        write_page()
+
+
+def measure(arguments: argparse.Namespace) -> None:
+    """Both tables."""
+    from distillabse.environment import describe_environment
+    from distillabse.storage import read_json, write_json
+
+    earlier = read_json(arguments.output) if arguments.speed_only else None
+    result = {
+        "command": f"python benchmarks/comparison.py measure --data {arguments.data}",
+        "minilm": minilm(arguments.data, arguments.runs, arguments.sittings, earlier and earlier["minilm"]),
+        "labse": labse(arguments.data, arguments.runs, arguments.sittings),
+        "environment": describe_environment(),
+    }
+    write_json(arguments.output, result)
+
+
+def minilm(data: Path, runs: Path, sittings: int, earlier: Mapping[str, Any] | None) -> dict[str, Any]:
+    """The trained students of all-MiniLM-L6-v2."""
+    from distillabse import layout
+    from distillabse.evaluation.latency import Engine
+    from distillabse.layout import RunFolder
+    from distillabse.storage import read_json
+
+    bundles = {name: RunFolder(train(name, data, runs)).bundle for name in MINILM}
+    teacher = teacher_bundle(job("3x384", data, runs).teacher, runs / "comparison-teacher")
+    static = static_model(job("3x384", data, runs).teacher, runs / "comparison-static")
+    texts = judged_texts(data, runs)
+    engines = [
+        Engine(TORCH, "torch", teacher),
+        Engine(ONNX, "onnx", teacher, layout.ONNX_FP32),
+        Engine(STATIC, "static", static),
+        *(Engine(name, "onnx", bundle, layout.int8_graph(bundle)) for name, bundle in bundles.items()),
+    ]
+    speed = sit(engines, texts["in-domain"], settings(), SEED, (TORCH, ONNX), sittings)
+    students = {
+        name: {**size_of(bundle), "latency": speed["latency"][name], "shape": read_json(bundle / layout.MODEL_SETTINGS)}
+        for name, bundle in bundles.items()
+    }
+    students[STATIC] = {**static_size(static), "latency": speed["latency"][STATIC]}
+    places = {name: str(bundle) for name, bundle in bundles.items()} | {STATIC: str(static)}
+    kept = earlier or quality(str(teacher), places, texts)
+    return {
+        "teacher": {**size_of(teacher), "latency": {name: speed["latency"][name] for name in (TORCH, ONNX)}},
+        "students": students,
+        "fidelity": kept["fidelity"],
+        "tasks": kept["tasks"],
+        **{key: speed[key] for key in ("tokens", "threads", "sittings", "cores_used_by_others")},
+    }
+
+
+def labse(data: Path, runs: Path, sittings: int) -> dict[str, Any]:
+    """Students of LaBSE's shape, random weights."""
+    import tempfile
+
+    from labse_stand_in import stand_in
+    from student_shapes import export, in_own_process, int8_graph, speed_texts, trim
+
+    from distillabse import layout
+    from distillabse.evaluation.latency import Engine
+
+    teacher = in_own_process(stand_in, data, runs)
+    with tempfile.TemporaryDirectory(prefix="comparison-", dir=runs) as temporary:
+        work = Path(temporary)
+        in_own_process(trim, teacher, data, work / "trimmed")
+        products = {TEACHER: in_own_process(export, teacher, work / "teacher", False)}
+        products["trimmed teacher"] = in_own_process(export, work / "trimmed", work / "trimmed teacher", True)
+        for name, shape in LABSE.items():
+            products[name] = in_own_process(build, work / "trimmed", shape, work / name)
+        products[STATIC] = in_own_process(random_static, work / "trimmed", work / STATIC)
+        texts, description = speed_texts(data, work)
+        engines = [
+            Engine(TORCH, "torch", work / "teacher"),
+            Engine(ONNX, "onnx", work / "teacher", layout.ONNX_FP32),
+            Engine(STATIC, "static", work / STATIC),
+            *(Engine(name, "onnx", work / name, int8_graph()) for name in ("trimmed teacher", *LABSE)),
+        ]
+        speed = sit(engines, texts, settings(), SEED, (TORCH, ONNX), sittings)
+    return {
+        "random_weights": True,
+        "teacher": {**products.pop(TEACHER), "latency": {name: speed["latency"][name] for name in (TORCH, ONNX)}},
+        "students": {name: {**product, "latency": speed["latency"][name]} for name, product in products.items()},
+        "texts": description,
+        **{key: speed[key] for key in ("tokens", "threads", "sittings", "cores_used_by_others")},
+    }
+
+
+def settings() -> Any:
+    """How a sitting is measured."""
+    from distillabse.config import BenchConfig
+
+    return BenchConfig(batch_sizes=BATCH_SIZES, rounds=6, seconds_per_round=0.1)
+
+
+def teacher_bundle(config: Any, folder: Path) -> Path:
+    """The teacher as a folder for PyTorch, with its fp32 graph."""
+    from distillabse import layout
+    from distillabse.config import ExportConfig, QuantizationConfig
+    from distillabse.export.bundle import write_bundle
+    from distillabse.models.teacher import load_teacher
+    from distillabse.storage import new_folder
+
+    if not (folder / layout.PROVENANCE).is_file():
+        with new_folder(folder) as product:
+            write_bundle(load_teacher(config), product, ExportConfig(quantization=QuantizationConfig(kind="none")), {})
+    return folder
+
+
+def static_model(config: Any, folder: Path) -> Path:
+    """The teacher's tokens without context, by model2vec."""
+    from distillabse import layout
+    from distillabse.models.teacher import load_teacher
+    from distillabse.storage import new_folder
+    from distillabse.tasks.encoders import distil_static
+
+    if not (folder / layout.MODULES).is_file():
+        with new_folder(folder) as product:
+            distil_static(load_teacher(config), product)
+    return folder
+
+
+def build(source: Path, shape: Mapping[str, Any], folder: Path) -> dict[str, Any]:
+    """Export a student of the given shape, with random weights and a head that gives the teacher's dimension."""
+    import torch
+    from student_shapes import SEED as WEIGHTS
+    from student_shapes import write_product
+
+    from distillabse.config import DenseStudentConfig, SwitchStudentConfig
+    from distillabse.models.student import build_student
+    from distillabse.models.teacher import load_encoder
+
+    torch.manual_seed(WEIGHTS)
+    kind = SwitchStudentConfig if shape.get("kind") == "switch" else DenseStudentConfig
+    config = kind(**shape, head="dense", initialisation="random")
+    return write_product(build_student(load_encoder(str(source)), config).eval(), folder, True)
+
+
+def random_static(source: Path, folder: Path) -> dict[str, Any]:
+    """A static model with the tokenizer of `source` and random vectors, 256 wide as model2vec's own are."""
+    import torch
+    from sentence_transformers import SentenceTransformer
+    from sentence_transformers.models import StaticEmbedding
+
+    from distillabse.models.teacher import load_encoder
+
+    torch.manual_seed(SEED)
+    tokenizer = load_encoder(str(source)).tokenizer.backend_tokenizer
+    SentenceTransformer(modules=[StaticEmbedding(tokenizer, embedding_dim=256)], device="cpu").save_pretrained(
+        str(folder)
+    )
+    return static_size(folder)
+
+
+def size_of(bundle: Path) -> dict[str, Any]:
+    """Parameters, and bytes that a service copies: the smallest graph, the tokenizer and the settings."""
+    from distillabse import layout
+    from distillabse.evaluation.bench import count_active_parameters, count_parameters, graph_bytes
+    from distillabse.models.teacher import load_encoder
+
+    encoder = load_encoder(str(bundle))
+    graph = layout.int8_graph(bundle) or layout.ONNX_FP32
+    beside = (layout.TOKENIZER, layout.TOKENIZER_SETTINGS, layout.TRANSFORMER_SETTINGS)
+    return {
+        "parameters": count_parameters(encoder),
+        "active_parameters": count_active_parameters(encoder),
+        "served_bytes": graph_bytes(bundle / graph) + sum((bundle / name).stat().st_size for name in beside),
+    }
+
+
+def static_size(folder: Path) -> dict[str, Any]:
+    """The same of a static model."""
+    from distillabse.evaluation.bench import count_parameters
+    from distillabse.tasks.encoders import load_static
+
+    parameters = count_parameters(load_static(folder))
+    served = sum(path.stat().st_size for path in folder.rglob("*") if path.suffix in {".safetensors", ".json"})
+    return {"parameters": parameters, "active_parameters": parameters, "served_bytes": served}
+
+
+def judged_texts(data: Path, runs: Path) -> dict[str, list[str]]:
+    """Texts that no student was trained on: held-out ones of its own sources, and two sets of other kinds."""
+    from distillabse.evaluation.sets import evaluation_sets
+    from distillabse.layout import RunFolder
+
+    config = job("3x384", data, runs)
+    config.evaluation.max_sentences = TEXTS_OF_A_SET
+    sets = evaluation_sets(config, RunFolder(config.run_folder))
+    return {("in-domain" if name == "test" else name): [one.text for one in found] for name, found in sets.items()}
+
+
+def quality(teacher: str, places: Mapping[str, str], texts: Mapping[str, list[str]]) -> dict[str, dict[str, Any]]:
+    """Fidelity of every encoder on every set, and what it is worth in tasks."""
+    import numpy as np
+
+    from distillabse.config import TasksConfig
+    from distillabse.evaluation.fidelity import fidelity
+    from distillabse.models.teacher import load_encoder
+    from distillabse.tasks.encoders import open_encoder
+    from distillabse.tasks.run import load_tasks, run_tasks
+
+    encoders = {TEACHER: load_encoder(teacher), **{name: open_encoder(place) for name, place in places.items()}}
+    vectors = {
+        name: {key: np.asarray(encoder.encode(found)) for key, found in texts.items()}
+        for name, encoder in encoders.items()
+    }
+    keys = ("n", "cosine_mean", "cosine_p05", "ci95", "constant_baseline", "skill", "neighbour_top1")
+    judged: dict[str, Any] = {}
+    for name in places:
+        comparable = vectors[name]["in-domain"].shape == vectors[TEACHER]["in-domain"].shape
+        judged[name] = comparable and {
+            key: {field: fidelity(vectors[TEACHER][key], vectors[name][key])[field] for field in keys} for key in texts
+        }
+    tasks = load_tasks(TasksConfig(suite="evaluation-data", max_pairs=500), SEED, TASKS)
+    return {"fidelity": judged, "tasks": run_tasks(encoders, tasks, SEED, teacher=TEACHER)["tasks"]}
+
+
+if __name__ == "__main__":
+    main()
