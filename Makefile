@@ -2,6 +2,7 @@
 #
 #   PYTHON      the interpreter that makes .venv (3.10 to 3.13)
 #   ORT         cpu or gpu: which ONNX Runtime to install; never both
+#   LONG        1: `make benchmarks` makes again what takes hours, too
 #   PIP_EXTRA   more options for the installer, e.g. an index with CPU builds of torch:
 #               make quickstart PIP_EXTRA="--extra-index-url https://download.pytorch.org/whl/cpu"
 
@@ -13,13 +14,16 @@ BIN := $(VENV)/bin
 
 INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check
 
-.PHONY: quickstart test check install clean
+.PHONY: quickstart test check benchmarks install clean
 
 quickstart: $(VENV)/.installed
 	$(BIN)/distillabse run quickstart
 
 test: $(VENV)/.installed
 	$(BIN)/python -m pytest -n auto --dist loadfile
+
+benchmarks: $(VENV)/.installed
+	$(BIN)/python benchmarks/every.py $(if $(LONG),--long)
 
 check: $(VENV)/.installed
 	$(BIN)/ruff format --check .

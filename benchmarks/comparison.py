@@ -26,6 +26,7 @@ from sittings import SITTINGS, sit
 
 RESULTS = Path(__file__).parent / "results"
 BATCH_SIZES = [1, 32, 128]
+LABSE_PRODUCTS = "comparison-labse"
 TEACHER, TORCH, ONNX = "teacher", "teacher-torch", "teacher-onnx"
 SEED = 42
 TASKS = ("tatoeba", "stsb", "banking77", "massive")
@@ -47,6 +48,8 @@ def main() -> None:
         os.environ.setdefault("OMP_NUM_THREADS", "1")
         for name in arguments.names or MINILM:
             train(name, arguments.data, arguments.runs)
+        if not arguments.names:
+            labse_products(arguments.data, arguments.runs)
     elif arguments.step == "measure":
         measure(arguments)
     else:
@@ -106,31 +109,21 @@ def minilm(data: Path, runs: Path, sittings: int, earlier: Mapping[str, Any] | N
 
 def labse(data: Path, runs: Path, sittings: int) -> dict[str, Any]:
     """Students of LaBSE's shape, random weights."""
-    import tempfile
-
-    from labse_stand_in import stand_in
-    from student_shapes import export, in_own_process, int8_graph, speed_texts, trim
+    from student_shapes import int8_graph, speed_texts
 
     from distillabse import layout
     from distillabse.evaluation.latency import Engine
 
-    teacher = in_own_process(stand_in, data, runs)
-    with tempfile.TemporaryDirectory(prefix="comparison-", dir=runs) as temporary:
-        work = Path(temporary)
-        in_own_process(trim, teacher, data, work / "trimmed")
-        products = {TEACHER: in_own_process(export, teacher, work / "teacher", False)}
-        products["trimmed teacher"] = in_own_process(export, work / "trimmed", work / "trimmed teacher", True)
-        for name, shape in LABSE.items():
-            products[name] = in_own_process(build, work / "trimmed", shape, work / name)
-        products[STATIC] = in_own_process(random_static, work / "trimmed", work / STATIC)
-        texts, description = speed_texts(data, work)
-        engines = [
-            Engine(TORCH, "torch", work / "teacher"),
-            Engine(ONNX, "onnx", work / "teacher", layout.ONNX_FP32),
-            Engine(STATIC, "static", work / STATIC),
-            *(Engine(name, "onnx", work / name, int8_graph()) for name in ("trimmed teacher", *LABSE)),
-        ]
-        speed = sit(engines, texts, settings(), SEED, (TORCH, ONNX), sittings)
+    products = labse_products(data, runs)
+    work = runs / LABSE_PRODUCTS
+    texts, description = speed_texts(data, work)
+    engines = [
+        Engine(TORCH, "torch", work / TEACHER),
+        Engine(ONNX, "onnx", work / TEACHER, layout.ONNX_FP32),
+        Engine(STATIC, "static", work / STATIC),
+        *(Engine(name, "onnx", work / name, int8_graph()) for name in ("trimmed teacher", *LABSE)),
+    ]
+    speed = sit(engines, texts, settings(), SEED, (TORCH, ONNX), sittings)
     return {
         "random_weights": True,
         "teacher": {**products.pop(TEACHER), "latency": {name: speed["latency"][name] for name in (TORCH, ONNX)}},
@@ -138,6 +131,36 @@ def labse(data: Path, runs: Path, sittings: int) -> dict[str, Any]:
         "texts": description,
         **{key: speed[key] for key in ("tokens", "threads", "sittings", "cores_used_by_others")},
     }
+
+
+def labse_products(data: Path, runs: Path) -> dict[str, dict[str, Any]]:
+    """Build and export LaBSE's stand-in and its students, each in a process of its own, where that is not done."""
+    from labse_stand_in import stand_in
+    from student_shapes import export, in_own_process, trim
+
+    from distillabse.storage import read_json, remove_folder, write_json
+
+    work = runs / LABSE_PRODUCTS
+    work.mkdir(parents=True, exist_ok=True)
+    teacher, trimmed = in_own_process(stand_in, data, runs), work / "trimmed"
+    steps: dict[str, tuple[Any, ...]] = {
+        "trimmed": (trim, teacher, data),
+        TEACHER: (export, teacher, False),
+        "trimmed teacher": (export, trimmed, True),
+        STATIC: (random_static, trimmed),
+        **{name: (build, trimmed, shape) for name, shape in LABSE.items()},
+    }
+    found = {}
+    for name, (make, source, *rest) in steps.items():
+        record = work / f"{name}.json"
+        if not record.is_file():
+            print(f"LaBSE's shape, {name}", flush=True)
+            remove_folder(work / name)
+            arguments = (source, *rest, work / name) if make is not export else (source, work / name, *rest)
+            write_json(record, in_own_process(make, *arguments))
+        found[name] = read_json(record)
+    del found["trimmed"]
+    return found
 
 
 def settings() -> Any:
