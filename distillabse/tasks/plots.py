@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
-from distillabse.evaluation.plots import PALETTE, inline_svg, style, subplot
+from distillabse.evaluation.plots.drawing import PALETTE, inline_svg, style, subplot
 from distillabse.tasks.run import RANDOM, STUDENT, TEACHER
 from distillabse.tasks.views import MEASURES, languages_of
 
