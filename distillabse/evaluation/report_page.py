@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from distillabse.evaluation.page_tables import resources
+from distillabse.evaluation.page_tables import RESOURCES, resources
 from distillabse.evaluation.plots.drawing import PALETTE
 from distillabse.evaluation.plots.fidelity import histogram, language_figures, length_figure
 from distillabse.evaluation.plots.pareto import Point, pareto
@@ -43,7 +43,8 @@ def render_page(report: Mapping[str, Any]) -> str:
         figures=_figures(report),
         failed=[gate for gate in report["gates"] if not gate["passed"]],
         sizes=_size_rows(report),
-        resources=resources(report),
+        guards=[{**guard, "encoder": title(guard.get("encoder") or "")} for guard in report["guards"]],
+        resources=resources({key: _titled(report[key]) for key in RESOURCES if key in report}),
         loads=last_loads(report["training"]["log"]) if report["training"] else {},
         measures=MEASURES,
     )
@@ -112,6 +113,11 @@ def _size_rows(report: Mapping[str, Any]) -> list[dict[str, Any]]:
             }
         )
     return rows
+
+
+def _titled(figures: Mapping[str, Any]) -> dict[str, Any]:
+    """The same under the engines' names for people."""
+    return {title(engine): row for engine, row in figures.items()}
 
 
 def _look(engine: str) -> Look:

@@ -120,10 +120,11 @@ def end_labels(axes: Axes, labels: Sequence[EndLabel]) -> None:
 
 
 def plain_log_ticks(axis: Axis) -> None:
-    """1, 2, 5, 10, 20 ... as plain numbers."""
+    """1, 2, 5, 10, 20 ... as plain numbers, or 1, 10, 100 ... where more than three decades are shown."""
     from matplotlib.ticker import LogLocator, NullFormatter, StrMethodFormatter
 
-    axis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0)))
+    low, high = axis.get_view_interval()
+    axis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0) if high < 1000 * low else (1.0,)))
     axis.set_major_formatter(StrMethodFormatter("{x:g}"))
     axis.set_minor_formatter(NullFormatter())
 

@@ -106,6 +106,8 @@ def _limits(axes: Axes, points: Sequence[Point]) -> None:
     axes.set_xlim(min(latencies) / room, max(latencies) * room)
     reach = max(max(fidelities) - min(fidelities), _SMALLEST_RANGE)
     axes.set_ylim(min(fidelities) - 0.28 * reach, max(fidelities) + 0.25 * reach)
+    low, _ = axes.get_ylim()
+    axes.set_yticks([tick for tick in axes.get_yticks() if low <= tick <= 1.0])  # nothing is closer than 1
 
 
 def _staircase(best: Sequence[Point], right: float, bottom: float) -> tuple[list[float], list[float]]:
@@ -162,10 +164,12 @@ class _Labels:
         boxes = list(self._boxes(index, width, height))
         box = min(boxes, key=lambda box: self._cost(index, box))
         self.taken.append(box)
+        centre = self.centres[index][0]
+        side, edge = ("right", box.x1) if box.x1 < centre else ("left", box.x0) if box.x0 > centre else ("center", None)
         inverse = self.axes.transData.inverted()
         for line, bottom, colour in ((lines[1], box.y0, "muted"), (lines[0], box.y0 + height / 2, "text")):
-            place: dict[str, Any] = {"ha": "left", "va": "baseline", "color": PALETTE[colour], "zorder": 5}
-            x, y = inverse.transform((box.x0, bottom + 0.12 * height))
+            place: dict[str, Any] = {"ha": side, "va": "baseline", "color": PALETTE[colour], "zorder": 5}
+            x, y = inverse.transform((box.x0 + width / 2 if edge is None else edge, bottom + 0.12 * height))
             self.axes.text(
                 x, y, line,
                 bbox={"facecolor": PALETTE["page"], "edgecolor": "none", "pad": 0.5, "alpha": 0.7}, **place,

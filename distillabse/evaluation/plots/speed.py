@@ -25,6 +25,10 @@ Rows = Mapping[str, Sequence[Mapping[str, Any]]]
 
 _COLOURS = ("blue", "teal", "amber", "violet", "rose")
 _LINES = ("-", "-.", ":")
+# Characters of a label beside a curve.
+_LONGEST = 20
+# Speed-ups that are further apart than this are drawn on a logarithmic axis.
+_WIDE_RANGE = 8.0
 
 
 @dataclass(frozen=True)
@@ -44,12 +48,12 @@ class Look:
 
 def looks_of(names: Sequence[str], baseline: str) -> dict[str, Look]:
     """The baseline grey and dashed, the others in colours of their own, then in other lines."""
-    others = [name for name in names if name != baseline]
-    found = {
-        name: Look(name, PALETTE[_COLOURS[number % len(_COLOURS)]], _LINES[number // len(_COLOURS) % len(_LINES)])
-        for number, name in enumerate(others)
-    }
-    return {name: found.get(name) or Look(name, PALETTE["slate"], "--") for name in names}
+    labels = dict(zip(names, _short(names), strict=True))
+    looks = {baseline: Look(labels.get(baseline, baseline), PALETTE["slate"], "--")}
+    for number, name in enumerate(name for name in names if name != baseline):
+        colour, line = _COLOURS[number % len(_COLOURS)], _LINES[number // len(_COLOURS) % len(_LINES)]
+        looks[name] = Look(labels[name], PALETTE[colour], line)
+    return looks
 
 
 def latency(rows: Rows, looks: Mapping[str, Look], name: str = "latency") -> str:
@@ -88,6 +92,9 @@ def speedups(rows: Rows, looks: Mapping[str, Look], key: str, baseline: str, nam
         figure, axes = subplot(NARROW, 3.4)
         axes.axhline(1.0, color=PALETTE["slate"], linestyle="--")
         labels = [EndLabel(baseline, 1.0, PALETTE["slate"])]
+        factors = [1.0, *(row[key] for measured in rows.values() for row in measured if row.get(key))]
+        if max(factors) > _WIDE_RANGE * min(factors):
+            axes.set_yscale("log")
         for encoder, measured in rows.items():
             known = sorted((row for row in measured if row.get(key)), key=lambda row: row["batch"])
             if not known:
@@ -99,10 +106,20 @@ def speedups(rows: Rows, looks: Mapping[str, Look], key: str, baseline: str, nam
                     axes.vlines(row["batch"], *interval, color=look.colour)
             labels.append(EndLabel(look.label, values[-1], look.colour))
         _batch_axis(axes, rows)
-        axes.set_ylim(bottom=0)
+        if axes.get_yscale() == "log":
+            plain_log_ticks(axes.yaxis)
+        else:
+            axes.set_ylim(bottom=0)
         axes.set_ylabel("times the speed")
         end_labels(axes, labels)
         return inline_svg(figure, name, f"Speed-up over {baseline} by batch size, with 95 % intervals")
+
+
+def _short(names: Sequence[str]) -> list[str]:
+    """Names without their middle where they are long, unless two would then be the same."""
+    half = _LONGEST // 2
+    short = [name if len(name) <= _LONGEST else f"{name[:half]}\N{HORIZONTAL ELLIPSIS}{name[-half:]}" for name in names]
+    return short if len(set(short)) == len(short) else list(names)
 
 
 def _batch_axis(axes: Axes, rows: Rows) -> None:
