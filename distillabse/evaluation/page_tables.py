@@ -79,7 +79,7 @@ def resources(result: Mapping[str, Any]) -> dict[str, Any]:
 def grid_tint(speedup: float) -> tuple[str, float]:
     """Class and strength in per cent of a cell's colour, by the logarithm: half the speed is as strong as double."""
     strength = min(abs(math.log(speedup) / math.log(_FULL_TINT)), 1.0)
-    return "above" if speedup >= 1 else "below-even", 45 * strength
+    return "above" if speedup >= 1 else "below-even", 35 * strength
 
 
 def _cells(column: _Column, rows: Mapping[str, Mapping[str, Any]], names: Sequence[str]) -> list[Cell | None]:

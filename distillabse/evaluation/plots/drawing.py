@@ -29,6 +29,8 @@ PALETTE = {
 # Inches. A wide figure spans the page; what is wide is also drawn narrow, for telephones.
 WIDE, NARROW = 9.6, 4.7
 _LINE_POINTS = 12.0
+# Characters of a name where there is little room.
+_LONGEST = 20
 
 
 class EndLabel(NamedTuple):
@@ -117,6 +119,13 @@ def end_labels(axes: Axes, labels: Sequence[EndLabel]) -> None:
             label.text, (1.0, label.value), (7, after - before), xycoords=axes.get_yaxis_transform(),
             textcoords="offset points", va="center", color=label.colour, annotation_clip=False,
         )  # fmt: skip
+
+
+def short_names(names: Sequence[str]) -> list[str]:
+    """Names without their middle where they are long, unless two would then be the same."""
+    half = _LONGEST // 2
+    short = [name if len(name) <= _LONGEST else f"{name[:half]}\N{HORIZONTAL ELLIPSIS}{name[-half:]}" for name in names]
+    return short if len(set(short)) == len(short) else list(names)
 
 
 def plain_log_ticks(axis: Axis) -> None:

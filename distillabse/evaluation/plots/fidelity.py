@@ -28,8 +28,8 @@ def histogram(counts: Mapping[str, Sequence[float]], name: str = "histogram") ->
 
 
 def histogram_panel(counts: Mapping[str, Sequence[float]], limits: tuple[float, float], name: str) -> str:
-    """The same at half the page's width, between limits that several panels share."""
-    return _histogram(counts, limits, 2.5, NARROW, name)
+    """The same of any encoder beside any baseline, at half the page's width, between limits that panels share."""
+    return _histogram(counts, limits, 2.5, NARROW, name, student="encoder", teacher="baseline")
 
 
 def histogram_limits(several: Sequence[Mapping[str, Sequence[float]]]) -> tuple[float, float]:
@@ -74,7 +74,14 @@ def length_figure(slices: Slices) -> str:
 
 
 def _histogram(
-    counts: Mapping[str, Sequence[float]], limits: tuple[float, float], height: float, width: float, name: str
+    counts: Mapping[str, Sequence[float]],
+    limits: tuple[float, float],
+    height: float,
+    width: float,
+    name: str,
+    *,
+    student: str = "student",
+    teacher: str = "teacher",
 ) -> str:
     edges = counts["edges"]
     with style():
@@ -83,13 +90,17 @@ def _histogram(
             total = sum(counts[key]) or 1
             shares = [100 * count / total for count in counts[key]]
             axes.stairs(shares, edges, fill=True, alpha=0.15, color=colour)
-            axes.stairs(shares, edges, color=colour, linewidth=1.6, label=label)
+            axes.stairs(shares, edges, color=colour, linewidth=1.6, label=student if key == "student" else label)
         axes.set_xlim(*limits)
         axes.set_ylim(bottom=0)
-        axes.set_xlabel("cosine to the teacher's vector")
+        axes.set_xlabel(f"cosine to the {teacher}'s vector")
         axes.set_ylabel("% of sentences")
         axes.legend(loc="lower left", bbox_to_anchor=(0, 1), ncols=3, borderaxespad=0, handlelength=1.2)
-        return inline_svg(figure, name, "Distribution of the cosine to the teacher and of both baselines")
+        return inline_svg(
+            figure,
+            name,
+            f"Distribution of the {student}'s cosine to the {teacher}, of a constant vector and of shuffled pairs",
+        )
 
 
 def _bars(slices: Slices, names: Sequence[str], limits: tuple[float, float], figure_name: str, label: str) -> str:

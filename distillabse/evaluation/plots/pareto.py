@@ -16,6 +16,7 @@ from distillabse.evaluation.plots.drawing import (
     both_widths,
     inline_svg,
     plain_log_ticks,
+    short_names,
     style,
     subplot,
 )  # fmt: skip
@@ -28,7 +29,9 @@ if TYPE_CHECKING:
 # Points of diameter of the largest bubble, by width of the figure.
 _LARGEST = {True: 46.0, False: 34.0}
 _DIRECTIONS = [(math.cos(math.pi * turn / 8), math.sin(math.pi * turn / 8)) for turn in range(16)]
-_DISTANCES = (4.0, 16.0, 30.0)
+_DISTANCES = (4.0, 14.0, 26.0, 40.0)
+# A label that is further from its bubble is tied to it by a line.
+_TIED = 12.0
 _SMALLEST_RANGE = 0.05
 
 
@@ -72,7 +75,7 @@ def pareto(points: Sequence[Point], measure: str, batch: int, name: str = "paret
 
 def _pareto(points: Sequence[Point], measure: str, batch: int, width: float, name: str) -> str:
     with style():
-        figure, axes = subplot(width, 3.7 if width == WIDE else 3.9, grid="both")
+        figure, axes = subplot(width, 3.7 if width == WIDE else 4.3, grid="both")
         axes.set_xscale("log")
         _limits(axes, points)
         plain_log_ticks(axes.xaxis)
@@ -93,7 +96,8 @@ def _pareto(points: Sequence[Point], measure: str, batch: int, width: float, nam
         sentences = "one sentence" if batch == 1 else f"a batch of {batch}"
         axes.set_xlabel(f"\N{LEFTWARDS ARROW} faster (median ms for {sentences}, logarithmic)")
         axes.set_ylabel(f"{measure} (closer \N{RIGHTWARDS ARROW})")
-        _Labels(axes, points, diameters, steps).place()
+        names = [point.label for point in points]
+        _Labels(axes, points, names if width == WIDE else short_names(names), diameters, steps).place()
         return inline_svg(
             figure, name, f"Fidelity ({measure}) against latency of {len(points)} encoders, bubble area by size on disk"
         )
@@ -126,6 +130,7 @@ class _Labels:
         self,
         axes: Axes,
         points: Sequence[Point],
+        names: Sequence[str],
         diameters: Sequence[float],
         line: tuple[Sequence[float], Sequence[float]],
     ) -> None:
@@ -138,7 +143,7 @@ class _Labels:
         self.scale = figure.dpi / 72.0
         self.centres = [axes.transData.transform((point.latency_ms, point.fidelity)) for point in points]
         self.radii = [self.scale * max(diameter, 4.5) / 2 for diameter in diameters]
-        self.points = points
+        self.points, self.names = points, names
         self.taken = [
             Bbox.from_bounds(x - radius, y - radius, 2 * radius, 2 * radius)
             for (x, y), radius in zip(self.centres, self.radii, strict=True)
@@ -158,12 +163,13 @@ class _Labels:
         """Two lines: the name, then its figures; measured first, and put where they cover least."""
         point = self.points[index]
         size = f", {megabytes(point.size_bytes)}" if point.size_bytes else ""
-        lines = point.label, f"{milliseconds(point.latency_ms)} ms{size}"
+        lines = self.names[index], f"{milliseconds(point.latency_ms)} ms{size}"
         extents = [self._extent(line) for line in lines]
         width, height = max(extent.width for extent in extents), sum(extent.height for extent in extents)
         boxes = list(self._boxes(index, width, height))
         box = min(boxes, key=lambda box: self._cost(index, box))
         self.taken.append(box)
+        self._tie(index, box)
         centre = self.centres[index][0]
         side, edge = ("right", box.x1) if box.x1 < centre else ("left", box.x0) if box.x0 > centre else ("center", None)
         inverse = self.axes.transData.inverted()
@@ -174,6 +180,17 @@ class _Labels:
                 x, y, line,
                 bbox={"facecolor": PALETTE["page"], "edgecolor": "none", "pad": 0.5, "alpha": 0.7}, **place,
             )  # fmt: skip
+
+    def _tie(self, index: int, box: Bbox) -> None:
+        """A line between a bubble and a label that had to be put further away."""
+        import numpy as np
+
+        centre = np.asarray(self.centres[index])
+        end = np.clip(centre, (box.x0, box.y0), (box.x1, box.y1))
+        if (length := float(np.linalg.norm(end - centre))) > self.radii[index] + self.scale * _TIED:
+            start = centre + (end - centre) * self.radii[index] / length
+            x, y = zip(*self.axes.transData.inverted().transform([start, end]), strict=True)
+            self.axes.plot(x, y, color=self.points[index].colour, linewidth=0.8, zorder=1.8)
 
     def _extent(self, text: str) -> Bbox:
         drawn = self.axes.text(0.5, 0.5, text, transform=self.axes.transAxes)

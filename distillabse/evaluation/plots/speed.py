@@ -13,6 +13,7 @@ from distillabse.evaluation.plots.drawing import (
     end_labels,
     inline_svg,
     plain_log_ticks,
+    short_names,
     style,
     subplot,
 )  # fmt: skip
@@ -25,8 +26,6 @@ Rows = Mapping[str, Sequence[Mapping[str, Any]]]
 
 _COLOURS = ("blue", "teal", "amber", "violet", "rose")
 _LINES = ("-", "-.", ":")
-# Characters of a label beside a curve.
-_LONGEST = 20
 # Speed-ups that are further apart than this are drawn on a logarithmic axis.
 _WIDE_RANGE = 8.0
 
@@ -48,7 +47,7 @@ class Look:
 
 def looks_of(names: Sequence[str], baseline: str) -> dict[str, Look]:
     """The baseline grey and dashed, the others in colours of their own, then in other lines."""
-    labels = dict(zip(names, _short(names), strict=True))
+    labels = dict(zip(names, short_names(names), strict=True))
     looks = {baseline: Look(labels.get(baseline, baseline), PALETTE["slate"], "--")}
     for number, name in enumerate(name for name in names if name != baseline):
         colour, line = _COLOURS[number % len(_COLOURS)], _LINES[number // len(_COLOURS) % len(_LINES)]
@@ -113,13 +112,6 @@ def speedups(rows: Rows, looks: Mapping[str, Look], key: str, baseline: str, nam
         axes.set_ylabel("times the speed")
         end_labels(axes, labels)
         return inline_svg(figure, name, f"Speed-up over {baseline} by batch size, with 95 % intervals")
-
-
-def _short(names: Sequence[str]) -> list[str]:
-    """Names without their middle where they are long, unless two would then be the same."""
-    half = _LONGEST // 2
-    short = [name if len(name) <= _LONGEST else f"{name[:half]}\N{HORIZONTAL ELLIPSIS}{name[-half:]}" for name in names]
-    return short if len(set(short)) == len(short) else list(names)
 
 
 def _batch_axis(axes: Axes, rows: Rows) -> None:
