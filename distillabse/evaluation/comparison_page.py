@@ -44,23 +44,25 @@ def render_comparison(result: Mapping[str, Any]) -> str:
 
 def headline(result: Mapping[str, Any]) -> str:
     """What stays closest and what is fastest, in one sentence made of the figures."""
-    names = [name for name in result["encoders"] if name != result["baseline"]]
     baseline = result["baseline"]
+    names = [name for name in result["encoders"] if name != baseline]
     skills, speeds = _skills(result), _speeds(result)
-    sentences = []
-    if skills:
-        closest = max(skills, key=lambda name: skills[name]["skill"])
-        row = skills[closest]
-        kept = f"mean cosine {row['cosine_mean']:.3f}, skill {row['skill']:.3f}"
-        sentences.append(f"{closest} stays closest to {baseline} ({kept})" if len(names) > 1 else f"{closest}: {kept}")
-    if speeds:
-        fastest = max(speeds, key=lambda name: speeds[name]["speedup"])
+    closest = max(skills, key=lambda name: skills[name]["skill"], default=None)
+    fastest = max(speeds, key=lambda name: speeds[name]["speedup"], default=None)
+    kept = f"mean cosine {skills[closest]['cosine_mean']:.3f}, skill {skills[closest]['skill']:.3f}" if closest else ""
+    gained = ""
+    if fastest:
         speed = speeds[fastest]
         gained = f"{gain(speed['speedup'], 'faster', 'slower')} than {baseline} at batch {speed['batch']}"
-        sentences.append(gained if len(names) == 1 else f"{fastest} is fastest, {gained}")
-    if not sentences:
+    if not closest and not fastest:
         return f"{', '.join(names) or baseline}: no fidelity and no speed-up was measured."
-    return f"{(', ' if len(names) == 1 else '; ').join(sentences)}."
+    if len(names) == 1:
+        return f"{names[0]}: {', '.join(filter(None, (kept, gained)))}."
+    if closest == fastest:
+        return f"{closest} stays closest to {baseline} ({kept}) and is fastest: {gained}."
+    closeness = f"{closest} stays closest to {baseline} ({kept})" if closest else ""
+    speediness = f"{fastest} is fastest: {gained}" if fastest else ""
+    return f"{'; '.join(filter(None, (closeness, speediness)))}."
 
 
 def key_figures(result: Mapping[str, Any]) -> list[dict[str, str]]:

@@ -54,7 +54,7 @@ def _language_bars(name: str, measure: str, encoders: Mapping[str, Any], width: 
                 axes.barh(rows, values, height=0.6, color=colour, alpha=0.3, label=encoder)
                 _intervals(axes, rows, [scores[languages[row]]["ci95"] for row in rows], colour)
             else:
-                axes.plot(values, rows, "x" if encoder == RANDOM else "D", color=colour, label=encoder)
+                axes.plot(values, rows, "x" if encoder == RANDOM else "D", color=colour, label=encoder, clip_on=False)
         axes.set_yticks(range(len(languages)), languages)
         axes.set_ylim(len(languages) - 0.5, -0.5)
         axes.set_xlim(left=min(0.0, axes.get_xlim()[0]), right=1.0)
