@@ -83,9 +83,9 @@ def test_labels_of_curves_that_end_together_are_a_line_apart_and_in_order():
 def test_short_names_keep_both_ends_and_stay_different():
     assert short_names(["short", "abcdefghijklmnopqrstuvwxyz"]) == [
         "short",
-        "abcdefghij\N{HORIZONTAL ELLIPSIS}qrstuvwxyz",
+        "abcdefghijk\N{HORIZONTAL ELLIPSIS}pqrstuvwxyz",
     ]
-    alike = ["a" * 10 + "1" * 5 + "b" * 10, "a" * 10 + "2" * 5 + "b" * 10]
+    alike = ["a" * 11 + "1" * 5 + "b" * 11, "a" * 11 + "2" * 5 + "b" * 11]
     assert short_names(alike) == alike
 
 

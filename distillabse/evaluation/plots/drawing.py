@@ -30,7 +30,7 @@ PALETTE = {
 WIDE, NARROW = 9.6, 4.7
 _LINE_POINTS = 12.0
 # Characters of a name where there is little room.
-_LONGEST = 20
+_LONGEST = 22
 
 
 class EndLabel(NamedTuple):
