@@ -7,11 +7,10 @@ import hashlib
 import io
 import json
 import re
-from html.parser import HTMLParser
-from pathlib import Path
 
 import pytest
 import yaml
+from pages import BENCH, JOB, VERIFY, Page, latency, run_folder
 from rich.console import Console
 
 from distillabse import layout
@@ -19,122 +18,12 @@ from distillabse.config import JobConfig
 from distillabse.errors import InputError
 from distillabse.evaluation.model_card import model_card, write_model_card
 from distillabse.evaluation.report import collect, render_page, report_stage, summary_table
-from distillabse.layout import RunFolder
-from distillabse.storage import write_json
-
-JOB = {
-    "name": "tiny-labse", "teacher": {"model": "sentence-transformers/LaBSE", "revision": "0123abc"},
-    "corpus": {"sources": [{"kind": "phrasebook"}]}, "student": {"layers": [1, 6, 11]},
-    "objectives": [{"kind": "minilm", "weight": 0.5}, {"kind": "cosine"}],
-}  # fmt: skip
-
-
-def row(mean, skill, n=1234):
-    return {"n": n, "cosine_mean": mean, "skill": skill}
-
-
-def fidelity(mean):
-    return {
-        **row(mean, 0.9448), "cosine_p01": 0.7011, "cosine_p05": 0.8022, "ci95": [mean - 0.001, mean + 0.001],
-        "constant_baseline": 0.3112, "shuffled_baseline": 0.2954,
-        "neighbour_top1": 0.8123, "similarity_spearman": 0.9321,
-        "slices": {
-            "language": {"en": row(0.9543, 0.9, 634), "de": row(0.97, 0.95, 600)},
-            "length": {"17-32 tokens": row(0.91, 0.8), "9-16 tokens": row(0.96, 0.9)},
-        },
-        "histogram": {
-            "edges": [-1.0, -0.5, 0.0, 0.5, 0.75, 1.0], "student": [0, 0, 0, 34, 1200],
-            "constant": [0, 34, 1200, 0, 0], "shuffled": [0, 200, 1034, 0, 0],
-        },
-    }  # fmt: skip
-
-
-def gate(name, where, value, limit):
-    figures = {"set": where, "value": value, "limit": limit, "passed": value >= limit}
-    return {"gate": name, "artefact": "onnx-int8", **figures}
-
-
-VERIFY = {
-    "fidelity": {
-        "torch": {"test": fidelity(0.9651)},
-        "onnx-fp32": {"test": fidelity(0.9650)},
-        "onnx-int8": {"test": fidelity(0.9619), "tatoeba": fidelity(0.9402)},
-    },
-    "parity": {"onnx-fp32": {"min": 0.9999991, "mean": 0.9999997}, "onnx-int8": {"min": 0.9912, "mean": 0.9987}},
-    "invariance": {"onnx-int8": {"batch_min": 0.9999973, "padding_min": 0.9999982}},
-    "gates": [gate("invariance_min", None, 0.9999973, 0.99999), gate("teacher_skill", "test", 0.9448, 0.5)],
-    "worst": [{"text": "<script>alert('x')</script> & co", "language": None, "cosine": 0.4321}],
-}  # fmt: skip
-
-
-def latency(batch, p50, vs_torch, vs_onnx):
-    return {
-        "batch": batch, "p50_ms": p50, "p95_ms": p50 * 1.1, "p99_ms": p50 * 1.2, "rounds": 30,
-        "sentences_per_second": 1000 * batch / p50,
-        "speedup_vs_teacher_torch": vs_torch, "speedup_vs_teacher_torch_ci95": [vs_torch - 0.1, vs_torch + 0.1],
-        "speedup_vs_teacher_onnx": vs_onnx, "speedup_vs_teacher_onnx_ci95": [vs_onnx - 0.1, vs_onnx + 0.1],
-    }  # fmt: skip
-
-
-BENCH = {
-    "latency": {
-        "teacher-torch": [latency(1, 20.0, 1.0, 0.8), latency(32, 400.0, 1.0, 0.9)],
-        "teacher-onnx": [latency(1, 16.0, 1.25, 1.0), latency(32, 360.0, 1.11, 1.0)],
-        "torch": [latency(1, 6.0, 3.33, 2.67)],
-        "onnx-fp32": [latency(1, 5.0, 4.0, 3.2)],
-        "onnx-int8": [latency(32, 90.0, 4.44, 4.0), latency(1, 3.48, 5.75, 4.6)],
-    },
-    "size_bytes": {"teacher": 1_883_730_160, "fp32": 1_621_000_000, "int8": 480_500_000},
-    "parameters": {"teacher": 470_926_848, "student": 406_544_640},
-    "tokens": {"mean": 11.8, "p95": 21}, "threads": 2, "device": "cpu", "random_weights": False,
-    "environment": {
-        "cpu": {"model": "Xeon <Gold>", "flags": ["avx2", "avx512_vnni"], "governor": None}, "gpus": [],
-        "versions": {"onnxruntime": "1.31.0", "deepspeed": None},
-    },
-}  # fmt: skip
-HISTORY = {
-    "log": [
-        {"step": 50, "epoch": 0.5, "loss": 2.0, "learning_rate": 1e-4, "minilm/attention": 1.5, "cosine": 0.5},
-        {"step": 50, "epoch": 0.5, "eval_cosine": 0.8, "eval_skill": 0.6},
-        {"step": 100, "epoch": 1.0, "loss": 1.0, "train_runtime": 9.0, "minilm/attention": 0.8, "cosine": 0.2},
-    ],
-    "training_seconds": 90.0, "sentences": 5000, "sentences_per_second": 111.1, "device": "cpu", "precision": "fp32",
-}  # fmt: skip
-CORPUS = {
-    "sources": [{"source": "phrasebook", "read": 6000, "kept": 5432, "rejected": {"duplicate": 500, "too short": 68}}],
-    "splits": {
-        "train": {"rows": 5000, "sentences": 5000, "languages": {"en": 2500, "de": 2500, "null": 3}},
-        "test": {"rows": 432, "sentences": 432, "languages": {"en": 216, "de": 216}},
-    },
-}
-ENGLISH = {"sentences": 2500, "tokens": 29500, "tokens_per_sentence": 11.8, "unknown_rate": 0.0012, "rows_used": 4321}
-VOCABULARY = {
-    "rows": 501153, "coverage": 0.999, "rows_for_coverage": 7654,
-    "languages": {"en": {**ENGLISH, "rows_for_coverage": 4000}},
-}  # fmt: skip
-FILES = {
-    "verification": VERIFY, "measurements": BENCH, "training_history": HISTORY, "corpus_counts": CORPUS,
-    "vocabulary_counts": VOCABULARY, "record": {"versions": {"torch": "2.13.0"}},
-}  # fmt: skip
-
+from distillabse.evaluation.report_page import pareto_points
 
 SECTIONS = [
     "Fidelity to the teacher", "Where it is strong and where weak", "Speed", "Size on disk", "Invariance and gates",
     "Training", "Corpus", "Worst sentences", "Environment, and how to reproduce",
 ]  # fmt: skip
-
-
-def run_folder(root: Path, job: dict = JOB, **replaced) -> RunFolder:
-    """A finished run; `replaced` gives other content for the files of FILES, or None to leave one out."""
-    run = RunFolder(root)
-    for name, content in (FILES | replaced).items():
-        if content is not None:
-            write_json(getattr(run, name), content)
-    run.config.write_text(yaml.safe_dump(JobConfig.model_validate(job).model_dump(mode="json")), encoding="utf-8")
-    write_json(run.bundle / "config.json", {"hidden_size": 768, "model_type": "bert"})
-    write_json(run.bundle / layout.TRANSFORMER_SETTINGS, {"max_seq_length": 256})
-    write_json(run.bundle / layout.SPECIAL_TOKENS, {"pad_token": "[PAD]"})
-    return run
 
 
 @pytest.fixture
@@ -150,37 +39,6 @@ def report(tmp_path_factory) -> dict:
 @pytest.fixture(scope="module")
 def html(report) -> str:
     return render_page(report)
-
-
-class Page(HTMLParser):
-    """Checks that tags are balanced and collects what the tests ask for."""
-
-    VOID = frozenset({"meta", "br", "hr", "img", "link", "input"})
-
-    def __init__(self, html: str):
-        super().__init__()
-        self.open, self.ids, self.links, self.tags = [], [], [], set()
-        self.text = ""
-        self.feed(html)
-        self.close()
-        assert self.open == []
-
-    def handle_starttag(self, tag, attributes):
-        self.handle_startendtag(tag, attributes)
-        if tag not in self.VOID:
-            self.open.append(tag)
-
-    def handle_startendtag(self, tag, attributes):
-        self.tags.add(tag)
-        self.ids += [value for name, value in attributes if name == "id"]
-        self.links += [value for name, value in attributes if name in ("src", "href", "xlink:href", "data", "srcset")]
-
-    def handle_endtag(self, tag):
-        assert self.open.pop() == tag
-
-    def handle_data(self, data):
-        if self.open and self.open[-1] != "style":
-            self.text += data
 
 
 def test_report_json_has_every_figure(report):
@@ -225,7 +83,7 @@ def test_a_stage_that_was_not_run_is_named(tmp_path, file, stage):
 
 def test_the_page_is_well_formed_and_loads_nothing(html):
     page = Page(html)
-    assert html.count("<svg") == 8
+    assert html.count("<svg") == 10  # eight figures, two of them in a wide and in a narrow form
     assert len(page.ids) == len(set(page.ids)) > 100
     assert page.links
     assert set(page.links) <= {f"#{identifier}" for identifier in page.ids}
@@ -235,7 +93,7 @@ def test_the_page_is_well_formed_and_loads_nothing(html):
 
 
 def test_figures_take_their_colours_from_the_page(html):
-    used = set(re.findall(r"var\(--(\w+)\)", html))
+    used = set(re.findall(r"var\(--(\w+)\)", html)) - {"share", "tint"}  # of single cells
     assert {"text", "grid", "blue", "teal", "slate", "amber"} <= used
     for scheme in (html[html.index(":root") :], html[html.index("prefers-color-scheme: dark") :]):
         assert used <= set(re.findall(r"--(\w+):", scheme[: scheme.index("}\n")]))
@@ -283,6 +141,56 @@ def test_random_weights_are_announced(tmp_path):
     assert notice in page.text
     assert "Mean cosine to teacher" not in page.text
     assert notice in model_card(run, report)
+
+
+def test_the_plot_on_top_has_teacher_and_student_at_the_smallest_batch(html, report):
+    batch, points = pareto_points(report)
+    assert batch == 1
+    assert [(point.label, point.latency_ms, point.fidelity, point.size_bytes) for point in points] == [
+        ("Teacher, PyTorch", 20.0, 1.0, 1_883_730_160), ("Teacher, ONNX Runtime", 16.0, 1.0, 1_883_730_160),
+        ("PyTorch student", 6.0, 0.9448, 1_621_000_000), ("ONNX fp32 student", 5.0, 0.9448, 1_621_000_000),
+        ("INT8 student", 3.48, 0.9448, 480_500_000),
+    ]  # fmt: skip
+    assert html.index('aria-label="Fidelity (skill) against latency') < html.index("<h2>")
+    for label in (">INT8 student<", ">3.48 ms, 480.5 MB<", ">20.00 ms, 1,883.7 MB<"):
+        assert html.count(label) >= 2, label
+
+
+def test_a_failed_guard_is_on_top_with_its_remedy_and_resources_have_a_table(tmp_path):
+    guards = [
+        {"guard": "constant student", "encoder": "onnx-int8", "passed": False, "detail": "Spread 0. Export it again."},
+        {"guard": "throttling", "encoder": None, "passed": True, "detail": "0 events"},
+    ]
+    bench = BENCH | {
+        "guards": guards,
+        "memory": {"teacher-onnx": {"loaded_bytes": 1_900_000_000, "peak_bytes": 2_100_000_000, "gpu_peak_bytes": None},
+                   "onnx-int8": {"loaded_bytes": 510_000_000, "peak_bytes": 611_100_000, "gpu_peak_bytes": None}},
+        "energy": {"onnx-int8": {"joules_per_1000_sentences": 12.5}, "teacher-onnx": {"joules_per_1000_sentences": 50}},
+        "cold_start": {"unavailable": "too few runs"},
+    }  # fmt: skip
+    html = render_page(collect(run_folder(tmp_path, measurements=bench)))
+    text = Page(html).text
+    banner = html[html.index('<div class="alarm"') : html.index("<dl")]
+    assert "not to be trusted" in banner
+    assert "constant student</strong> (INT8 student): Spread 0. Export it again." in banner
+    assert "guards passed" not in text
+    for value in ("611.1 MB", "2,100.0 MB", "12.50", "Cold start was not measured: too few runs"):
+        assert value in text, value
+    assert 'style="--share: 25.0%">12.50' in html
+    passed = BENCH | {"guards": [guards[1]]}
+    assert "All 1 guards passed" in Page(render_page(collect(run_folder(tmp_path / "b", measurements=passed)))).text
+
+
+def test_worst_sentences_have_both_neighbours(tmp_path, html):
+    assert "Nearest for the teacher" not in html  # an older verify.json
+    verify = copy.deepcopy(VERIFY)
+    verify["worst"][0] |= {
+        "teacher_neighbour": "near & dear", "teacher_similarity": 0.8765, "student_neighbour": "x" * 400,
+        "student_similarity": 0.5432,
+    }  # fmt: skip
+    page = render_page(collect(run_folder(tmp_path, verification=verify)))
+    assert "near &amp; dear" in page and "0.8765" in page and "0.5432" in page
+    assert "x" * 280 + "\N{HORIZONTAL ELLIPSIS}" in page and "x" * 281 not in page
 
 
 def task_scores(export):

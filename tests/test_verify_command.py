@@ -118,6 +118,10 @@ def test_with_a_teacher_every_artefact_is_measured_against_it(good, sentences):
     assert result["fidelity"][INT8]["texts"]["slices"]["language"]["en"]["n"] == 16
     cosines = [entry["cosine"] for entry in result["worst"]]
     assert cosines == sorted(cosines) and len(cosines) == 16
+    others = {sentence.text for sentence in texts}
+    for entry in result["worst"]:
+        assert entry["teacher_neighbour"] in others - {entry["text"]}
+        assert entry["teacher_similarity"] == pytest.approx(entry["student_similarity"], abs=0.1)
 
 
 def test_a_teacher_that_was_not_kept_is_seen(good, sentences, tmp_path):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import json
 import os
 import shutil
@@ -26,10 +27,15 @@ def find_chromium() -> str | None:
 
 
 class Page:
-    """One page of a running browser."""
+    """One page of a running browser.
+
+    Attributes:
+        events: what the browser reported by itself, of the domains that were enabled.
+    """
 
     def __init__(self, to_browser: Any, from_browser: Any) -> None:
         self._to, self._from, self._last = to_browser, from_browser, 0
+        self.events: list[dict[str, Any]] = []
         target = self.call("Target.createTarget", url="about:blank")["targetId"]
         self._session: str | None = None
         self._session = self.call("Target.attachToTarget", targetId=target, flatten=True)["sessionId"]
@@ -45,6 +51,8 @@ class Page:
         self._to.flush()
         while True:
             answer = json.loads(self._read())
+            if "method" in answer:
+                self.events.append(answer)
             if answer.get("id") == self._last:
                 if "error" in answer:
                     raise RuntimeError(f"{method}: {answer['error']['message']}")
@@ -81,14 +89,21 @@ class Page:
                       "field.focus(); field.select(); })()")  # fmt: skip
         self.call("Input.insertText", text=text)
 
-    def screenshot(self, path: Path, width: int = 1000, height: int = 800, dark: bool = False) -> None:
-        """Write what the page looks like as PNG."""
-        import base64
-
+    def show(self, width: int, height: int, dark: bool = False) -> None:
+        """Give the window a size in CSS pixels, and the user a preference for light or dark."""
         scheme = {"name": "prefers-color-scheme", "value": "dark" if dark else "light"}
         self.call("Emulation.setEmulatedMedia", features=[scheme])
         self.call("Emulation.setDeviceMetricsOverride", width=width, height=height, deviceScaleFactor=1, mobile=False)
+
+    def screenshot(self, path: Path, width: int = 1000, height: int = 800, dark: bool = False) -> None:
+        """Write what the page looks like as PNG."""
+        self.show(width, height, dark)
         path.write_bytes(base64.b64decode(self.call("Page.captureScreenshot")["data"]))
+
+    def pdf(self) -> bytes:
+        """The page as it is printed, with its colours, on A4."""
+        printed = self.call("Page.printToPDF", printBackground=True, paperWidth=8.27, paperHeight=11.69)
+        return base64.b64decode(printed["data"])
 
     def _read(self) -> bytes:
         message = bytearray()

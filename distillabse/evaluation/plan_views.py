@@ -9,12 +9,11 @@ from typing import TYPE_CHECKING, Any
 
 from distillabse.console import figures_table
 from distillabse.evaluation.plan_space import merits, pareto_set
-from distillabse.evaluation.plots import PALETTE, style, subplot
+from distillabse.evaluation.plots.drawing import PALETTE, plain_log_ticks, style, subplot
 from distillabse.evaluation.templates import megabytes, milliseconds, ratio
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
-    from matplotlib.axis import Axis
     from matplotlib.figure import Figure
     from rich.table import Table
 
@@ -130,7 +129,7 @@ def draw_plan(result: Mapping[str, Any]) -> Figure:
         )
     _label(axes, rows, points)
     for axis in (axes.xaxis, axes.yaxis):
-        _plain_ticks(axis)
+        plain_log_ticks(axis)
     axes.set_xlabel("million parameters in the encoder, without its embeddings")
     axes.set_ylabel(f"median latency at batch {batch}, ms (lines: 95 % interval)")
     axes.set_title(_verdict(result), loc="left", fontsize=9.5)
@@ -148,14 +147,6 @@ def _label(axes: Axes, rows: Sequence[Mapping[str, Any]], points: Sequence[tuple
     sides = itertools.cycle([((7, -10), "left"), ((-7, 4), "right")])
     for (point, name), (offset, side) in zip(best, sides, strict=False):
         axes.annotate(name, point, offset, textcoords="offset points", horizontalalignment=side, fontsize=8)
-
-
-def _plain_ticks(axis: Axis) -> None:
-    from matplotlib.ticker import LogLocator, NullFormatter, StrMethodFormatter
-
-    axis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0)))
-    axis.set_major_formatter(StrMethodFormatter("{x:g}"))
-    axis.set_minor_formatter(NullFormatter())
 
 
 def _verdict(result: Mapping[str, Any]) -> str:

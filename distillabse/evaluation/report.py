@@ -13,15 +13,14 @@ from distillabse.config import JobConfig, TrainedStudentConfig
 from distillabse.console import figures_table
 from distillabse.errors import InputError
 from distillabse.evaluation.model_card import write_model_card
-from distillabse.evaluation.plots import figures
-from distillabse.evaluation.templates import cosine, gain, megabytes, milliseconds, ratio, render, title
+from distillabse.evaluation.page_tables import RESOURCES
+from distillabse.evaluation.report_page import render_page
+from distillabse.evaluation.templates import cosine, gain, megabytes, milliseconds, ratio, title
 from distillabse.export.bundle import replace_in_bundle
 from distillabse.layout import RunFolder
 from distillabse.settings import config_hash, load_config
 from distillabse.storage import new_folder, read_json, write_json
-from distillabse.tasks.plots import task_figures
 from distillabse.tasks.run import exported
-from distillabse.tasks.views import MEASURES
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -106,10 +105,14 @@ def collect(run: RunFolder) -> dict[str, Any]:
             for engine, rows in bench["latency"].items()
         },
         "tokens": bench.get("tokens", {}),
+        "guards": bench.get("guards", []),
+        **{key: bench[key] for key in RESOURCES if key in bench},
         "environment": {
             **bench.get("environment", {}),
             "threads": bench.get("threads"),
             "device": bench.get("device"),
+            "cores_used_by_others": bench.get("cores_used_by_others"),
+            "throttling": bench.get("throttling"),
         },
         "tasks": _task_scores(run),
         "training": _if_present(run.training_history),
@@ -140,15 +143,6 @@ def verdict(report: dict[str, Any]) -> str:
     if size and report["size_bytes"]["teacher"]:
         gains.append(gain(report["size_bytes"]["teacher"] / size, "smaller", "larger"))
     return f"{title(headline['artefact'])}: {', '.join(gains)}."
-
-
-def render_page(report: dict[str, Any]) -> str:
-    """The HTML page: one file that loads nothing, for screens light and dark and for paper."""
-    failed = [gate for gate in report["gates"] if not gate["passed"]]
-    drawn = {**figures(report), **(task_figures(report["tasks"]["tasks"]) if report["tasks"] else {})}
-    return render(
-        "report.html.j2", report=report, headline=report["headline"], figures=drawn, failed=failed, measures=MEASURES
-    )
 
 
 def summary_table(report: dict[str, Any]) -> Table:

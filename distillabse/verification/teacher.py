@@ -11,7 +11,8 @@ from numpy.typing import NDArray
 
 from distillabse.config import EvaluationConfig, GatesConfig
 from distillabse.corpus.records import Sentence, known_texts
-from distillabse.evaluation.fidelity import Vectors, fidelity, neighbour_agreement, row_cosines
+from distillabse.evaluation.fidelity import Vectors, fidelity, neighbour_agreement
+from distillabse.evaluation.worst import worst_sentences
 from distillabse.verification.gates import Check, Outcome, at_least
 from distillabse.verification.subject import Subject
 
@@ -19,8 +20,6 @@ if TYPE_CHECKING:
     from sentence_transformers import SentenceTransformer
 
 logger = logging.getLogger(__name__)
-
-_WORST = 20
 
 
 class Teacher:
@@ -89,12 +88,13 @@ def examine_fidelity(subject: Subject, artefact: str, teacher: Teacher, limits: 
 
 
 def worst_texts(subject: Subject, teacher: Teacher) -> list[dict[str, Any]]:
-    """The subject's texts that its most compressed artefact keeps least: text, language, cosine to the teacher."""
-    cosines = row_cosines(teacher.vectors[subject.name], subject.vectors(subject.most_compressed))
-    return [
-        {"text": subject.texts[row].text, "language": subject.texts[row].language, "cosine": float(cosines[row])}
-        for row in np.argsort(cosines)[:_WORST]
-    ]
+    """The subject's texts that its most compressed artefact keeps least: see `worst_sentences`."""
+    return worst_sentences(
+        teacher.vectors[subject.name],
+        subject.vectors(subject.most_compressed),
+        subject.plain_texts,
+        [sentence.language for sentence in subject.texts],
+    )
 
 
 def reduction_agreement(

@@ -66,6 +66,11 @@ def gain(value: float, more: str, less: str) -> str:
     return f"{ratio(value)} {more}" if value >= 1 else f"{ratio(1 / value)} {less}"
 
 
+def excerpt(text: str, characters: int = 280) -> str:
+    """The beginning of a text that is too long for a table."""
+    return text if len(text) <= characters else f"{text[:characters].rstrip()}\N{HORIZONTAL ELLIPSIS}"
+
+
 def flatten(values: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, str]]:
     """Nested values as pairs of dotted name and text; what is None or empty is left out."""
     for key, value in values.items():
@@ -95,6 +100,6 @@ def _environment() -> Environment:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    for function in (title, cosine, measured, integer, milliseconds, megabytes, ratio, flatten):
+    for function in (title, cosine, measured, integer, milliseconds, megabytes, ratio, excerpt, flatten):
         environment.filters[function.__name__] = function
     return environment
