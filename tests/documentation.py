@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import os
 import re
 import shlex
 import typing
@@ -19,6 +20,8 @@ PAGES = [
     "docker/README.md",
     "benchmarks/README.md",
 ]
+# Pages that other work adds: links to them may come first.
+TO_COME = {"docs/bench.md", "docs/benchmarks.md"}
 SHELLS = ("bash", "sh", "console", "shell")
 _BLOCK = re.compile(r"^(?P<indent> *)```(?P<language>[\w-]*)\n(?P<text>.*?)^ *```$", re.MULTILINE | re.DOTALL)
 
@@ -120,7 +123,8 @@ def broken_links(page: str, text: str | None = None) -> list[str]:
         file, _, anchor = link.partition("#")
         target = (ROOT / page).parent / file if file else ROOT / page
         if not target.exists():
-            broken.append(link)
+            if os.path.relpath(target.resolve(), ROOT) not in TO_COME:
+                broken.append(link)
         elif anchor and anchor not in anchors(text if not file else target.read_text(encoding="utf-8")):
             broken.append(link)
     return broken
@@ -140,7 +144,9 @@ def _wrong_key(parts: list[str], models: list[type[BaseModel]]) -> str | None:
     name, *rest = parts
     fields = [model.model_fields[name] for model in models if name in model.model_fields]
     if not fields:
-        kinds = [model for model in models if "kind" in model.model_fields and model.model_fields["kind"].default == name]
+        kinds = [
+            model for model in models if "kind" in model.model_fields and model.model_fields["kind"].default == name
+        ]
         return _wrong_key(rest, kinds) if kinds else name  # objectives.minilm: the entry of this kind
     if name == "training" and rest and not [inner for field in fields for inner in _models(field.annotation)]:
         from transformers import TrainingArguments

@@ -97,10 +97,10 @@ def check_deepspeed(line: list[str]) -> None:
 
 def check_sbatch(line: list[str]) -> None:
     """Variables before it, options of sbatch, the script, and a configuration with overrides."""
-    variables = [word for word in line[: line.index("sbatch")]]
+    variables = line[: line.index("sbatch")]
     script_text = (ROOT / "configs" / "slurm" / "distill.sbatch").read_text(encoding="utf-8")
     for variable in variables:
-        assert f"{variable.partition('=')[0]}" in script_text, variable
+        assert variable.partition("=")[0] in script_text, variable
     parser = argparse.ArgumentParser(exit_on_error=False, allow_abbrev=False)
     parser.add_argument("--nodes", type=int)
     parser.add_argument("--gpus-per-node", type=int)
@@ -135,14 +135,12 @@ def check_image(line: list[str]) -> None:
 
 
 def check_pip(line: list[str]) -> None:
-    """Every extra that is asked for exists."""
+    """Every extra of this project that is asked for exists."""
     project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
-    asked = [word for word in line[line.index("install") + 1 :] if not word.startswith("-")]
-    for package in asked:
-        found = re.fullmatch(r"(?:distillabse|\.)\[([\w,-]+)\]", package)
-        assert found or "==" in package or package == "requirements.txt", f"{package}: no extra of this project"
-        missing = set(found[1].split(",")) - set(project["optional-dependencies"]) if found else set()
-        assert not missing, f"there is no extra {missing}"
+    for package in line[line.index("install") + 1 :]:
+        if found := re.fullmatch(r"(?:distillabse|\.)\[([\w,-]+)\]", package):
+            missing = set(found[1].split(",")) - set(project["optional-dependencies"])
+            assert not missing, f"there is no extra {missing}"
 
 
 def check_make(line: list[str]) -> None:
@@ -200,7 +198,11 @@ NOT_RUN = [
     NotRun(r"python benchmarks/", "it takes a quiet machine and minutes to hours", check_benchmark),
 ]
 # Extras that `make install` leaves out: where a package is absent, the command is checked alone.
-NEEDS_PACKAGE = {r".* --mteb ": "mteb", r".*baselines=.*static": "model2vec", r".*single-file": "onnxruntime_extensions"}
+NEEDS_PACKAGE = {
+    r".* --mteb ": "mteb",
+    r".*baselines=.*static": "model2vec",
+    r".*single-file": "onnxruntime_extensions",
+}
 
 
 def carry_out(command: str, call: Callable[[list[str]], int]) -> str:
@@ -221,7 +223,9 @@ def carry_out(command: str, call: Callable[[list[str]], int]) -> str:
         _checked(command, check_arguments)
         return f"it needs {absent[0]}"
     if BY_BASH.match(command):
-        done = subprocess.run(["bash", "-euo", "pipefail", "-c", command], env=environment(), capture_output=True, text=True)
+        done = subprocess.run(
+            ["bash", "-euo", "pipefail", "-c", command], env=environment(), capture_output=True, text=True
+        )
         if done.returncode:
             raise WrongCommand(f"{command}: status {done.returncode}\n{done.stdout}{done.stderr}")
         return "by bash"
@@ -260,7 +264,9 @@ def install(folder: Path) -> None:
     package.mkdir(parents=True)
     for path in (ROOT / "distillabse").iterdir():
         (package / path.name).symlink_to(path)
-    wheel = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["tool"]["hatch"]["build"]["targets"]["wheel"]
+    wheel = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["tool"]["hatch"]["build"]["targets"][
+        "wheel"
+    ]
     for source, target in wheel["force-include"].items():
         (folder / target).symlink_to(ROOT / source)
     programs = {"python": "", "distillabse": " -m distillabse"}

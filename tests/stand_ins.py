@@ -17,6 +17,8 @@ from typing import Any
 import numpy as np
 from tiny import JOB_WORDS, tiny_encoder
 
+from distillabse import layout
+
 # Encoders of the hub, and the packaged one, by the folder that stands in for each.
 ENCODERS = {
     "sentence-transformers/LaBSE": "labse",
@@ -30,6 +32,10 @@ def make_encoders(folder: Path) -> None:
     """LaBSE's layout and proportions, and MiniLM's: an eighth as wide, and of a few layers."""
     tiny_encoder(folder / "labse", layers=3, hidden=96, heads=12, pooling="cls", dense=True, max_length=384)
     tiny_encoder(folder / "minilm", layers=2, hidden=48, heads=12, max_length=384, seed=1)
+    for name in ("labse", "minilm"):  # as many positions as fine-tuning wants, but shorter texts are quicker
+        settings = folder / name / layout.TRANSFORMER_SETTINGS
+        shorter = {**json.loads(settings.read_text(encoding="utf-8")), "max_seq_length": 64}
+        settings.write_text(json.dumps(shorter), encoding="utf-8")
 
 
 def shrunk(values: dict[str, Any]) -> dict[str, Any]:
@@ -106,7 +112,9 @@ def _make_evaluation_data(folder: Path) -> None:
     texts = sentences(12, seed=4)
     others = sentences(12, seed=5)
     pairs = list(zip(texts, others, strict=True))
-    write_table(folder / "tatoeba_test.tsv.gz", [{"lang": code, "src": b, "eng": a} for code in codes[1:] for a, b in pairs])
+    write_table(
+        folder / "tatoeba_test.tsv.gz", [{"lang": code, "src": b, "eng": a} for code in codes[1:] for a, b in pairs]
+    )
     aligned = [(code, row, f"{text} {code}") for code in codes for row, text in enumerate(texts)]
     write_table(folder / "ntrex_001_500.tsv.gz", [{"lang": c, "line": row, "text": text} for c, row, text in aligned])
     write_table(folder / "sib200_devtest.tsv.gz", [{"lang": c, "id": row, "text": text} for c, row, text in aligned])
@@ -184,7 +192,9 @@ class Hub:
 
         assert (folder_path / "README.md").is_file()
         address = f"https://huggingface.co/{repo_id}"
-        return SimpleNamespace(commit_url=f"{address}/commit/1", pr_url=f"{address}/discussions/1" if create_pr else None)
+        return SimpleNamespace(
+            commit_url=f"{address}/commit/1", pr_url=f"{address}/discussions/1" if create_pr else None
+        )
 
 
 def mteb_task(get_task: Callable[[str], Any]) -> Callable[[str], Any]:
@@ -221,7 +231,9 @@ def use_stand_ins(monkeypatch: Any, folder: Path) -> None:
     from distillabse.config import GatesConfig
     from distillabse.demo import server
     from distillabse.models import teacher
+    from distillabse.verification import texts
 
+    built_in_texts = texts.built_in_texts
     validate, resolve, load_gates, demo_server = (
         settings.validate,
         teacher.resolve_model,
@@ -243,7 +255,11 @@ def use_stand_ins(monkeypatch: Any, folder: Path) -> None:
         monkeypatch.setattr(running, "serve_forever", lambda: None)
         return running
 
+    def few_texts(per_language: int = 4) -> list[Any]:
+        return built_in_texts(per_language)
+
     monkeypatch.chdir(folder)
+    monkeypatch.setattr(texts, "built_in_texts", few_texts)
     monkeypatch.setenv("XDG_CACHE_HOME", str(folder / "cache"))
     monkeypatch.setenv("HF_TOKEN", "a-token")
     monkeypatch.setattr(settings, "validate", validated)

@@ -4,11 +4,14 @@ Commands meet small models and texts (stand_ins.py). What cannot run on any mach
 documented_commands.py with the reason, and is checked as far as can be. A command that is neither is a failure.
 """
 
+import ast
 import re
 import shutil
 import sys
 from dataclasses import replace
 from importlib.util import find_spec
+from pathlib import Path
+from typing import get_args
 
 import pytest
 import stand_ins
@@ -23,6 +26,7 @@ from documentation import (
     broken_links,
     commands,
     inline_code,
+    links,
     page_text,
     without_comment,
     words,
@@ -38,11 +42,13 @@ from documented_commands import (
     check_pip,
     install,
 )
+from error_messages import covers, phrases, raised_messages, says_something
 
 from distillabse import cli
-from distillabse.config import JobConfig
+from distillabse.config import JobConfig, ObjectiveConfig, TaskSuite, TrainingConfig
 from distillabse.layout import RunFolder
 from distillabse.pipeline import STAGES
+from distillabse.settings import validate
 
 SHELL_BLOCKS = all_blocks(*SHELLS)
 PYTHON_BLOCKS = all_blocks("python")
@@ -112,3 +118,226 @@ def test_the_commands_of_a_block_run_in_their_order(block, sandbox):
         if made := re.match(r"distillabse configs cp \S+ (\S+)", command):
             (sandbox / made[1]).unlink(missing_ok=True)  # a reader who copies it does not have it yet
         carry_out(command, call)
+
+
+@pytest.mark.parametrize("page", PAGES)
+def test_commands_inside_a_sentence_have_real_names_and_options(page, sandbox):
+    for code in inline_code(page):
+        checked_inline(code)
+
+
+def checked_inline(code):
+    """Check a command that stands in a sentence, perhaps without its arguments; whether it is a command at all."""
+    line = (
+        words(without_comment(code)) if re.match(r"(distillabse|python benchmarks/|pip install|make) ?", code) else []
+    )
+    if code.startswith("python benchmarks/"):
+        check_benchmark([word.strip("[]") for word in line])
+    elif line[:2] == ["pip", "install"]:
+        check_pip(line)
+    elif line[:1] == ["make"] and len(line) > 1:
+        check_make(line)
+    elif line[:1] == ["distillabse"] and len(line) > 1 and not re.search(r"[.…]{2}|COMMAND", code):
+        try:
+            check_distillabse(line[1:])
+        except Exception as error:
+            if type(error).__name__ != "MissingParameter":
+                raise WrongCommand(f"{code}: {error}") from error
+    else:
+        return False
+    return True
+
+
+def test_commands_in_sentences_are_found_and_wrong_ones_caught(sandbox):
+    assert sum(checked_inline(code) for page in PAGES for code in inline_code(page)) > 60
+    for wrong in ("distillabse verify BUNDLE --txts", "make nothing", "python benchmarks/int8.py --dota data",
+                  "pip install 'distillabse[cqu]'", "distillabse distil"):  # fmt: skip
+        with pytest.raises((WrongCommand, AssertionError)):
+            checked_inline(wrong)
+
+
+@pytest.mark.parametrize(
+    ("command", "words"),
+    [
+        ("distillabse encode runs/quickstart/bundle texts.txt --out vectors.npy", "exit status 2"),
+        ("distillabse bundle runs/quickstart/bundle", "exit status 2"),
+        ("distillabse verify my.yaml gates.teacher_skil=0.9", "exit status 2"),
+        ("distillabse run my.yml", "exit status 2"),
+        ("torchrun --nproc_per_node 8 --module distillabse run my.yaml training.deepsped=zero2", "deepsped"),
+        ("torchrun --nproc_per_nodes 8 --module distillabse run my.yaml", "refused by its parser"),
+        ("deepspeed --module distillabse run my.yaml --until distil", "no stage distil"),
+        ("sbatch --nodes 4 distil.sbatch my.yaml", "distil.sbatch"),
+        ("docker build -f docker/gpu.Dockerfile -t distillabse:train .", "Dockerfile"),
+        ("compose run --rm gpu run my.yaml", "gpu"),
+        ("compose run --rm cpu bench my.yaml bench.thread=1", "thread"),
+        ("pip install 'distillabse[cuda]'", "cuda"),
+        ("make quick", "quick"),
+        ("hf auth logon", "logon"),
+        ("cat text.txt | distillabse encode runs/quickstart/bundle > vectors.jsonl", "status 1"),
+        ("cat texts.txt | distillabse encode runs/quickstart/bundel > vectors.jsonl", "status 2"),
+        ("wget https://example.org/data.zip", "neither run nor listed"),
+    ],
+)
+def test_a_wrong_command_is_caught(command, words, sandbox):
+    with pytest.raises(WrongCommand, match=re.escape(words)):
+        carry_out(command, call)
+
+
+def test_every_reason_for_not_running_a_command_is_in_use():
+    given = [command for block in SHELL_BLOCKS for command in commands(block)]
+    given += [code for page in PAGES for code in inline_code(page)]
+    assert [listed.pattern for listed in NOT_RUN if not any(map(listed.matches, given))] == []
+
+
+def namespace(page):
+    """What the code of a page is given by the text around it."""
+    from distillabse.encoder import Encoder
+
+    bundle = "runs/quickstart/bundle"
+    if page == "docs/encoder.md":
+        found = []
+        return {"lines": lambda: ["Where is the station?"] * 9, "index": type("Index", (), {"add": found.append})}
+    if page == "docs/mteb.md":
+        import mteb
+
+        return {"task": mteb.get_task("STSBenchmark")}
+    return {"folder": Path(bundle), "encoder": Encoder(bundle)}
+
+
+@pytest.mark.parametrize("page", sorted({block.page for block in PYTHON_BLOCKS} - set(PYTHON_ELSEWHERE)))
+def test_the_code_of_a_page_runs_in_its_order(page, sandbox):
+    if (package := PYTHON_NEEDS_PACKAGE.get(page)) and find_spec(package) is None:
+        pytest.skip(f"needs {package}")
+    names = namespace(page)
+    for block in PYTHON_BLOCKS:
+        if block.page == page:
+            exec(compile(block.text, str(block), "exec"), names)
+
+
+@pytest.mark.parametrize("page", sorted(PYTHON_ELSEWHERE))
+def test_code_that_runs_elsewhere_is_python_and_imports_what_exists(page):
+    found = [block for block in PYTHON_BLOCKS if block.page == page]
+    assert found
+    for block in found:
+        tree = ast.parse(block.text, str(block))
+        for node in ast.walk(tree):
+            if isinstance(node, ast.ImportFrom) and str(node.module).startswith("distillabse"):
+                exec(compile(ast.Module([node], []), str(block), "exec"), {})
+
+
+def test_all_code_of_the_page_on_shipping_is_run_by_its_benchmark():
+    scripts = [path.read_text(encoding="utf-8") for path in (ROOT / "benchmarks" / "consumers").glob("*/*.*")]
+    run = "".join(re.sub(r"\s+", "", text) for text in scripts)
+    for block in blocks("docs/shipping.md"):
+        if block.language in ("python", "js"):
+            assert re.sub(r"\s+", "", block.text) in run, block
+
+
+def test_yaml_is_a_part_of_a_valid_job_or_a_suite_of_tasks():
+    whole = yaml.safe_load((ROOT / "configs" / "quickstart.yaml").read_text(encoding="utf-8"))
+    for block in all_blocks("yaml"):
+        part = yaml.safe_load(block.text)
+        if isinstance(part.get("tasks"), list):
+            TaskSuite.model_validate(part)
+        elif part.get("student", {}).get("kind") == "switch" or "objectives" not in part:
+            validate({**whole, **part}, str(block))
+        else:
+            for objective in part["objectives"]:
+                build = {"objectives": [objective]}
+                TrainingConfig.model_validate(build)
+
+
+@pytest.mark.parametrize("page", PAGES)
+def test_links_lead_to_files_and_headings(page):
+    assert broken_links(page) == []
+
+
+def test_a_link_to_nothing_is_seen_and_headings_have_githubs_names():
+    text = "# Über `x` & *y*, z!\n## Two\n## Two\n[a](#two) [b](#two-1) [c](#two-2) [d](students.md#shapes) [e](no.md)"
+    assert broken_links("docs/int8.md", text) == ["#two-2", "no.md"]
+    assert anchors(text) == {"über-x--y-z", "two", "two-1"}
+
+
+def test_every_page_is_in_the_index():
+    linked = {(ROOT / "docs" / link.partition("#")[0]).resolve() for link in links("docs/README.md")}
+    missing = [page for page in PAGES if page.startswith("docs/") and (ROOT / page).resolve() not in linked]
+    assert missing == ["docs/README.md"]
+
+
+@pytest.mark.parametrize("page", PAGES)
+def test_keys_of_a_configuration_that_a_page_names_exist(page):
+    assert [(code, wrong) for code in inline_code(page) if (wrong := wrong_key_of(code))] == []
+
+
+def wrong_key_of(code):
+    """The wrong part of a dotted key of a job, with or without a value; None for what is no key."""
+    found = re.fullmatch(r"((?:\w+\.)+\w+)(?:[=:] ?\S.*)?", code)
+    if not found or found[1].split(".")[0] not in JobConfig.model_fields:
+        return None
+    key = found[1]
+    return (
+        None if (ROOT / key).exists() or key.endswith((".md", ".json", ".yaml", ".py")) else wrong_key(key, JobConfig)
+    )
+
+
+@pytest.mark.parametrize(
+    ("code", "wrong"),
+    [
+        ("export.quantization.kind", None),
+        ("export.quantization.kinds: static", "kinds"),
+        ("training.learning_rate=1e-4", None),
+        ("training.learning_rat=1e-4", "learning_rat"),
+        ("student.initialisation: embeddings", None),
+        ("student.initialization", "initialization"),
+        ("objectives.minilm_v2.relation_heads", None),
+        ("corpus.split.max_dev", None),
+        ("report.json", None),
+    ],
+)
+def test_wrong_keys_are_found(code, wrong):
+    assert wrong_key_of(code) == wrong
+
+
+def test_every_option_of_every_objective_is_explained():
+    text = page_text("docs/objectives.md") + page_text("docs/pair-objectives.md")
+    kinds = get_args(get_args(ObjectiveConfig)[0])
+    for kind in kinds:
+        assert f"`{kind.model_fields['kind'].default}`" in text
+        assert [name for name in kind.model_fields if f"{name}" not in text] == [], kind
+
+
+def test_the_quickstart_names_every_file_of_its_run(prepared):
+    run = prepared / "runs" / "quickstart"
+    first = [
+        re.split(r"(?<!\\)\|", line)[1] for line in page_text("docs/quickstart.md").splitlines() if line.startswith("|")
+    ]
+    named = {name for cell in first for name in re.findall(r"`([^`]+)`", cell)}
+    on_disk = {path.name for path in run.iterdir()} | {f"{path.parent.name}/{path.name}" for path in run.glob("*/*.*")}
+    in_bundle = {str(path.relative_to(run / "bundle")) for path in (run / "bundle").rglob("*") if path.is_file()}
+    kept = {"bundle", "student", "checkpoints", "stamps"}
+    missing = {name for name in on_disk if name.split("/")[0] not in kept | named and name not in named
+               and not any(other.startswith(f"{name}/") for other in named)}  # fmt: skip
+    assert missing == set()
+    assert {name for name in named if "/" in name and not (run / name).exists() and name not in in_bundle} == set()
+    # The rest of the bundle are what BERT's own tokenizer adds, and a module without settings.
+    assert in_bundle - named == {"vocab.txt", "2_Normalize/config.json"}
+
+
+def test_every_error_message_has_its_remedy():
+    messages = [message for message in raised_messages() if says_something(message)]
+    assert len(messages) > 300
+    known = phrases()
+    assert [message for message in messages if not any(covers(phrase, message) for phrase in known)] == []
+    stale = [phrase for phrase in known if not any(covers(phrase, message) for message in messages)]
+    assert stale == []
+    # A phrase that fits many messages would hide new ones.
+    assert [phrase for phrase in known if sum(covers(phrase, message) for message in messages) > 6] == []
+
+
+def test_a_message_without_a_row_and_a_row_without_a_message_are_seen(tmp_path):
+    source = 'def f(x):\n    raise InputError(f"{x} is blue. " "Paint it.")\n\ndef g():\n    raise ValueError(why())\n'
+    (tmp_path / "new.py").write_text(f"{source}\ndef why():\n    return 'too green'\n")
+    found = raised_messages(tmp_path)
+    assert [message.text for message in found] == ["… is blue. Paint it.", "too green"]
+    assert covers("is blue. … it", found[0]) and not covers("is red", found[0])
+    assert phrases("| `is blue`<br>`is red` | x | `y` |\n| plain | y |") == ["is blue", "is red"]
