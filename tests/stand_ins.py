@@ -242,7 +242,10 @@ def use_stand_ins(monkeypatch: Any, folder: Path) -> None:
     )
 
     def validated(values: dict[str, Any], origin: str = "the configuration") -> Any:
-        return validate(shrunk(validate(values, origin).model_dump(mode="json")), origin)
+        small = shrunk(validate(values, origin).model_dump(mode="json"))
+        if Path(small["output"]).is_absolute():  # nothing is written outside
+            small["output"] = str(folder / Path(small["output"]).relative_to("/"))
+        return validate(small, origin)
 
     def resolved(model: str) -> str:
         return str(folder / "encoders" / ENCODERS[model]) if model in ENCODERS else resolve(model)
