@@ -227,7 +227,7 @@ def use_stand_ins(monkeypatch: Any, folder: Path) -> None:
     import datasets
     import huggingface_hub
 
-    from distillabse import settings
+    from distillabse import environment, settings
     from distillabse.config import GatesConfig
     from distillabse.demo import server
     from distillabse.models import teacher
@@ -269,6 +269,7 @@ def use_stand_ins(monkeypatch: Any, folder: Path) -> None:
     monkeypatch.setattr(settings, "load_gates", opened)
     monkeypatch.setattr(teacher, "resolve_model", resolved)
     monkeypatch.setattr(server, "demo_server", served)
+    monkeypatch.setattr(environment, "_problems", lambda *found: [])  # of this machine, not of the command
     monkeypatch.setattr(datasets, "load_dataset", hub_dataset)
     monkeypatch.setattr(huggingface_hub, "HfApi", Hub)
     try:
