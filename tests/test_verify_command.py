@@ -133,6 +133,13 @@ def test_a_teacher_that_was_not_kept_is_seen(good, sentences, tmp_path):
     assert failures == {(gate, name) for gate in ("mean cosine to the teacher", "skill") for name in artefacts}
 
 
+def test_a_teacher_of_another_dimension_is_named_and_fails(bundle, sentences, tmp_path):
+    other = load_encoder(str(tiny_encoder(tmp_path / "other", hidden=48)))
+    gates = failed_gates(judged(bundle, other, [Sentence(text, "en") for text in sentences], LIMITS)["gates"])
+    assert {gate["artefact"] for gate in gates} == {TORCH, FP32, INT8}
+    assert all("teacher's vectors have 48 dimensions, the bundle's 32" in gate["detail"] for gate in gates)
+
+
 def test_verify_bundle_needs_no_job_and_says_on_what_it_looked(good, encoder_folder):
     result = verify_bundle(good, built_in_texts(4), LIMITS, str(encoder_folder))
     assert result["texts"] == {"n": 32, "languages": ["de", "en", "es", "fr", "it", "nl", "pt", "sv"]}

@@ -123,7 +123,7 @@ def _dataset(task: Task, name: str, rows: list[dict[str, Any]]) -> Dataset:
     import datasets
 
     if not rows:
-        raise InputError(f"{name} holds no {task.kind}.")
+        raise InputError(f"{name} holds no {task.kind}, not a single row. Give another file or dataset.")
     logger.info("%s: %s rows", name, f"{len(rows):,}")
     return datasets.Dataset.from_list(rows)
 

@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 
 from distillabse.config import EvaluationConfig, GatesConfig
 from distillabse.corpus.records import Sentence, known_texts
+from distillabse.errors import InputError
 from distillabse.evaluation.fidelity import Vectors, fidelity, neighbour_agreement
 from distillabse.evaluation.worst import worst_sentences
 from distillabse.verification.gates import Check, Outcome, at_least
@@ -66,11 +67,16 @@ def fidelity_checks(subject: Subject, teacher: Teacher, limits: GatesConfig) -> 
 
 
 def examine_fidelity(subject: Subject, artefact: str, teacher: Teacher, limits: GatesConfig) -> Outcome:
-    """An artefact beside the teacher; figures as of `fidelity`, by set."""
+    """An artefact beside the teacher; figures as of `fidelity`, by set.
+
+    Raises:
+        InputError: the teacher's vectors have another dimension.
+    """
     figures: dict[str, Any] = {}
     for name, chosen in teacher.sets.items():
         texts = [sentence.text for sentence in chosen]
         vectors = subject.vectors(artefact) if name == subject.name else subject.encode(artefact, texts)
+        _require_one_dimension(teacher.vectors[name], vectors)
         figures[name] = fidelity(
             teacher.vectors[name], vectors, languages=[sentence.language for sentence in chosen],
             lengths=subject.lengths(texts), bootstrap_samples=teacher.evaluation.bootstrap_samples, seed=teacher.seed,
@@ -85,6 +91,14 @@ def examine_fidelity(subject: Subject, artefact: str, teacher: Teacher, limits: 
         ],
         figures,
     )
+
+
+def _require_one_dimension(teacher: Vectors, student: Vectors) -> None:
+    if teacher.shape[1] != student.shape[1]:
+        raise InputError(
+            f"The teacher's vectors have {teacher.shape[1]} dimensions, the bundle's {student.shape[1]}. Give the "
+            "teacher that it was made from."
+        )
 
 
 def worst_texts(subject: Subject, teacher: Teacher) -> list[dict[str, Any]]:
