@@ -161,7 +161,7 @@ class BenchConfig(Schema):
 
     batch_sizes: list[int] = Field(default_factory=lambda: [1, 8, 32, 128], min_length=1)
     lengths: list[int | None] = Field(
-        default_factory=lambda: [None],
+        [None],
         min_length=1,
         description="Tokens of the texts, special ones included; null: the texts as they are.",
     )
@@ -178,9 +178,7 @@ class BenchConfig(Schema):
     max_seconds: float = Field(
         240, gt=0, description="Time for the whole measurement; cells whose rounds do not fit are left out."
     )
-    seconds_per_round: float = Field(
-        0.1, gt=0, description="Time an engine works per round and cell, at least once."
-    )
+    seconds_per_round: float = Field(0.1, gt=0, description="Time an engine works per round and cell, at least once.")
     cold_starts: int = Field(5, ge=0, description="Fresh processes per engine that are timed to their first vector.")
     throughput_runs: int = Field(3, ge=0, description="Runs over all texts per engine, in its own batches.")
     device: Literal["cpu", "cuda"] = "cpu"

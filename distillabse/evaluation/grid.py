@@ -55,6 +55,11 @@ class Cell:
         """Rounds so far."""
         return len(self.passes)
 
+    @property
+    def is_through(self) -> bool:
+        """Whether texts in their order have all been encoded; of texts drawn at random there is no end."""
+        return not self.in_order or self.rounds * self.count * self.batch >= len(self.texts)
+
     def batches(self, number: int, seed: int) -> list[list[str]]:
         """The batches of a round, which are the same for every engine."""
         if self.in_order:
@@ -84,9 +89,7 @@ def standard_cells(
     Raises:
         InputError: no texts of one of the lengths can be made.
     """
-    by_length = {
-        length: list(texts) if length is None else texts_of_length(texts, length, count) for length in lengths
-    }
+    by_length = {length: list(texts) if length is None else texts_of_length(texts, length, count) for length in lengths}
     return [Cell(batch, length, by_length[length]) for length in lengths for batch in batch_sizes]
 
 

@@ -71,7 +71,7 @@ def measure(
         lengths = [worker.tokens(texts) for worker in workers]
         start = cpu_times(workers)
         cells = standard_cells(texts, config.batch_sizes, config.lengths, workers[0].tokens)
-        found = measure_cells(workers, cells, config, seed, baselines, progress)
+        found = measure_cells(workers, cells, config, seed, baselines, progress, seconds=config.max_seconds)
         others = cores_used_by_others(start, cpu_times(workers))
     warn_of_others(others, config)
     return {**found, "tokens": summary_of_lengths(lengths[0]), **conditions(config), "cores_used_by_others": others}
@@ -85,7 +85,7 @@ def measure_cells(
     baselines: Sequence[str],
     progress: Progress,
     *,
-    seconds: float = math.inf,
+    seconds: float,
     between: Callable[[], object] = lambda: None,
 ) -> dict[str, Any]:
     """Latency of engines that are loaded.
@@ -106,8 +106,8 @@ def measure_cells(
     limit = math.inf if config.interval is None else seconds
     costs = [_warm_up(cell, workers, config, seed, progress) for cell in cells]
     chosen, left_out = affordable(cells, costs, limit)
-    for cell in left_out:
-        logger.warning("Batch %s is left out: %s", cell["batch"], cell["reason"])
+    for row in left_out:
+        logger.warning("Batch %s is left out: %s", row["batch"], row["reason"])
     task = progress.add_task("latency", total=len(chosen) * config.rounds)
 
     def rows_of(cell: Cell) -> dict[str, dict[str, Any]]:
@@ -125,8 +125,8 @@ def measure_cells(
         between()
 
     def is_finished(cell: Cell) -> bool:
-        if cell.rounds < config.rounds:
-            return False
+        if cell.rounds < config.rounds or cell.in_order:
+            return cell.rounds >= config.rounds and cell.is_through
         return config.interval is None or all(row["converged"] for row in rows_of(cell).values())
 
     visit_in_turn(chosen, visit, is_finished, limit)

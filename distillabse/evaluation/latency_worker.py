@@ -7,6 +7,7 @@ The first line on stdin is the engine; each further line is a question, answered
   first are a GPU's;
 * {"encode": [[...], ...], "file": f} with {"rows": n}: vectors of exactly these batches, written to f as .npy;
 * {"bulk": [...], "file": f or absent} with {"seconds": s}: all texts in the engine's own batches;
+* {"first": [...]} with {"finished": t}, when their vectors were there by `time.monotonic`;
 * {"memory": true} with {"loaded_bytes": n, "peak_bytes": n, "gpu_peak_bytes": n or null}.
 """
 
@@ -88,6 +89,9 @@ def answer_to(question: dict[str, Any], engine: LoadedEngine, loaded_bytes: int)
     if "memory" in question:
         peak_of_gpu = getattr(engine, "gpu_peak_bytes", lambda: None)()
         return {"loaded_bytes": loaded_bytes, "peak_bytes": memory_bytes()[1], "gpu_peak_bytes": peak_of_gpu}
+    if "first" in question:
+        engine.encode(question["first"])
+        return {"finished": time.monotonic()}
     if "encode" in question:
         return {"rows": _write(question["file"], [engine.encode(batch) for batch in question["encode"]])}
     clocks = clocks_of(engine)

@@ -30,8 +30,8 @@ class OnnxFile:
     """Turns texts into sentence vectors with one ONNX file.
 
     Args:
-        file: Inputs input_ids and attention_mask, maybe token_type_ids; output sentence_embedding, or last_hidden_state,
-            which is pooled as 1_Pooling/config.json says, without one by the mean over the tokens.
+        file: Inputs input_ids, attention_mask and maybe token_type_ids; output sentence_embedding, or
+            last_hidden_state, which is pooled as 1_Pooling/config.json says, without one by the mean over the tokens.
         device: Where it runs.
         threads: Threads of the graph.
 

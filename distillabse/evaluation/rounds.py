@@ -85,17 +85,15 @@ def paired_speedup(
 
 def paired_p_value(baseline: Rounds, engine: Rounds) -> float:
     """Wilcoxon's signed-rank test of no difference between two engines, on the logarithms of their medians by round."""
+    logarithms = [np.log([np.median(one) for one in rounds]) for rounds in (baseline, engine)]
+    return wilcoxon_p(logarithms[0] - logarithms[1])
+
+
+def wilcoxon_p(differences: NDArray[np.float64]) -> float:
+    """Two-sided p of Wilcoxon's signed-rank test; 1 where nothing differs, of which the test itself says nothing."""
     from scipy.stats import wilcoxon
 
-    medians = [[np.log(np.median(one)) for one in rounds] for rounds in (baseline, engine)]
-    return wilcoxon_p(np.subtract(*medians), wilcoxon)
-
-
-def wilcoxon_p(differences: NDArray[np.float64], test: Any = None) -> float:
-    """Two-sided p of Wilcoxon's signed-rank test; 1 where nothing differs, of which the test itself says nothing."""
-    if test is None:
-        from scipy.stats import wilcoxon as test
-    return float(test(differences).pvalue) if np.any(differences) else 1.0
+    return float(wilcoxon(differences).pvalue) if np.any(differences) else 1.0
 
 
 def is_narrow(ratio: float, interval: Sequence[float], share: float) -> bool:

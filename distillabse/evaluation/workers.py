@@ -112,15 +112,20 @@ class Worker:
 
     def vectors(self, batches: list[list[str]]) -> Vectors:
         """Vectors of texts that are run in exactly these batches: float32 [texts, dimension]."""
-        return self._array({"encode": batches})
+        return self._array({"encode": batches})[0]
 
-    def bulk_vectors(self, texts: list[str]) -> Vectors:
-        """Vectors of texts in the engine's own order and batches: float32 [texts, dimension]."""
-        return self._array({"bulk": texts})
+    def bulk_vectors(self, texts: list[str]) -> tuple[Vectors, float]:
+        """Vectors of texts in the engine's own order and batches, float32 [texts, dimension], and its seconds."""
+        vectors, answer = self._array({"bulk": texts})
+        return vectors, float(answer["seconds"])
 
     def bulk_seconds(self, texts: list[str]) -> float:
         """Seconds for all texts in the engine's own order and batches."""
         return float(self.ask({"bulk": texts})["seconds"])
+
+    def first_vector(self, text: str) -> float:
+        """The moment, by `time.monotonic`, at which the vector of a text was there."""
+        return float(self.ask({"first": [text]})["finished"])
 
     def memory(self) -> dict[str, int | None]:
         """Bytes that the process holds: "loaded_bytes" after loading, "peak_bytes" so far, "gpu_peak_bytes"."""
@@ -140,12 +145,12 @@ class Worker:
             raise self._death()
         return dict(json.loads(answer))
 
-    def _array(self, question: dict[str, Any]) -> Vectors:
+    def _array(self, question: dict[str, Any]) -> tuple[Vectors, dict[str, Any]]:
         with tempfile.TemporaryDirectory(prefix="distillabse-vectors-") as folder:
             file = Path(folder) / "vectors.npy"
-            self.ask({**question, "file": str(file)})
+            answer = self.ask({**question, "file": str(file)})
             vectors: Vectors = np.load(file, allow_pickle=False)
-        return vectors
+        return vectors, answer
 
     def _send(self, message: dict[str, Any]) -> None:
         assert self._process.stdin is not None
