@@ -18,49 +18,26 @@ if TYPE_CHECKING:
 
 
 def bench(
-    target: Annotated[
-        str, typer.Argument(metavar="CONFIG|BASELINE", help="A job's configuration, or the encoder to compare with.")
-    ],
+    target: Annotated[str, typer.Argument(metavar="CONFIG|BASELINE", help="A job, or the encoder to compare with.")],
     others: Annotated[
         list[str] | None,
         typer.Argument(
             metavar="[ENCODER|KEY=VALUE]...",
-            help="Encoders, each a place or name=place, where the first is one; and key=value, e.g. threads=1.",
+            help="Encoders, each a place or name=place; and settings, e.g. threads=1.",
             show_default=False,
         ),
     ] = None,
-    texts: Annotated[
-        Path | None, typer.Option(help="Of encoders: a text a line, or a table with the columns text and language.")
-    ] = None,
-    output: Annotated[Path, typer.Option("--output", "-o", help="Of encoders: the folder to write.")] = Path(
-        "comparison"
-    ),
-    protocol: Annotated[
-        Literal["standard", "thesis"], typer.Option(help="Of encoders: the grid, or the thesis's batches.")
-    ] = "standard",
-    lengths: Annotated[
-        str | None, typer.Option(help="Of encoders: tokens of the texts, e.g. 16,64,128; own: as they are.")
-    ] = None,
-    device: Annotated[Literal["cpu", "cuda"] | None, typer.Option(help="Of encoders.", show_default="cpu")] = None,
-    training_text: Annotated[
-        Path | None, typer.Option(help="Of encoders: what they were trained on, which no text may be in.")
-    ] = None,
-    to_json: Annotated[
-        Path | None, typer.Option("--json", help="Of encoders: also here; - for standard output.")
-    ] = None,
-    tasks: Annotated[
-        bool, typer.Option("--tasks", help="Measure retrieval, similarity and probes instead of speed.")
-    ] = False,
-    against: Annotated[
-        list[str] | None,
-        typer.Option(help="With --tasks: one more encoder, name=path; repeatable.", show_default=False),
-    ] = None,
-    only: Annotated[
-        list[str] | None, typer.Option(help="With --tasks: only this one; repeatable.", show_default=False)
-    ] = None,
-    mteb: Annotated[
-        list[str] | None, typer.Option(help="Evaluate on this task of mteb; repeatable. CONFIG may be a bundle.")
-    ] = None,
+    texts: Annotated[Path | None, typer.Option(help="Compare encoders on this file.")] = None,
+    output: Annotated[Path, typer.Option("--output", "-o", help="The comparison's folder.")] = Path("comparison"),
+    protocol: Annotated[Literal["standard", "thesis"], typer.Option(help="Grid or thesis.")] = "standard",
+    lengths: Annotated[str | None, typer.Option(help="Tokens of texts: 16,64 or own.")] = None,
+    device: Annotated[Literal["cpu", "cuda"] | None, typer.Option(help="Where encoders run.")] = None,
+    training_text: Annotated[Path | None, typer.Option(help="No text may be in this.")] = None,
+    to_json: Annotated[Path | None, typer.Option("--json", help="Also here; - to print.")] = None,
+    tasks: Annotated[bool, typer.Option("--tasks", help="Measure tasks instead of speed.")] = False,
+    against: Annotated[list[str] | None, typer.Option(help="--tasks: also name=path.", show_default=False)] = None,
+    only: Annotated[list[str] | None, typer.Option(help="--tasks: only this one.", show_default=False)] = None,
+    mteb: Annotated[list[str] | None, typer.Option(help="Run this task of mteb.", show_default=False)] = None,
 ) -> None:
     """Measure a job against its teacher, or encoders against a baseline; exit status 1 when a guard fails.
 
@@ -78,6 +55,7 @@ def bench(
     elif tasks:
         _bench_tasks(target, given, against or [], only or [])
     elif texts is not None:
+        _require_encoder(target)
         keys = {"lengths": _lengths(lengths), "device": device}
         overrides = [f"{key}={value}" for key, value in keys.items() if value is not None]
         places, config = _split(given, overrides)
@@ -120,6 +98,13 @@ def _compare(
     elif to_json is not None:
         write_json(to_json, result)
     require_trusted(result["guards"], str(output / RESULT))
+
+
+def _require_encoder(target: str) -> None:
+    from distillabse.settings import is_config
+
+    if is_config(target):
+        raise ConfigurationError(f"{target} is a configuration, which has texts of its own. Leave --texts out.")
 
 
 def _bench_job(config: str, overrides: Sequence[str]) -> None:

@@ -206,8 +206,11 @@ def require_trusted(guards: Sequence[Mapping[str, Any]], see: str) -> None:
         GateFailed: one of them failed, or there is none.
     """
     if not is_trusted(guards):
-        lines = "\n".join(f"  {line}" for line in failures(guards) or ["no guard was examined"])
-        raise GateFailed(f"These figures are not to be trusted:\n{lines}\nThey stand in {see} all the same.")
+        names = dict.fromkeys(guard["guard"] for guard in guards if guard["passed"] is not True)
+        raise GateFailed(
+            f"These figures are not to be trusted: {', '.join(names) or 'no guard was examined'}. They stand in {see} "
+            "all the same."
+        )
     logger.info("All %d guards passed", len(guards))
 
 

@@ -125,11 +125,7 @@ def count_parameters(weights: Sequence[Path]) -> int | None:
     total = 0
     for path in weights:
         with safe_open(path, framework="np") as file:
-            total += sum(
-                math.prod(file.get_slice(key).get_shape())
-                for key in file.keys()
-                if not _is_idle(key)
-            )
+            total += sum(math.prod(file.get_slice(key).get_shape()) for key in file.keys() if not _is_idle(key))
     return total or None
 
 
