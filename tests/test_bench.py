@@ -185,7 +185,7 @@ def test_a_folder_that_is_no_comparison_is_never_replaced(tmp_path, mean_pooled,
     ("arguments", "words"),
     [
         (["BUNDLE", "--texts", "TEXTS"], "needs a baseline and at least one encoder"),
-        (["BUNDLE", "BUNDLE", "--texts", "nowhere.txt"], "nowhere.txt"),
+        (["BUNDLE", "x=BUNDLE", "--texts", "nowhere.txt"], "nowhere.txt"),
         (["BUNDLE", "nowhere.onnx", "--texts", "TEXTS"], "There is no file nowhere.onnx"),
         (["BUNDLE", "x=BUNDLE", "bench.nonsense=1", "--texts", "TEXTS"], "bench.nonsense"),
     ],

@@ -27,7 +27,7 @@ from distillabse.evaluation.workers import Engine, Worker
 
 
 def table_graph(file, table, kind="states"):
-    """A graph that looks up a row for each token; with "mean" it gives their mean over all, which counts padding, too."""
+    """A graph that looks up a row for each token; with "mean" it gives their mean over all, padding included."""
     ids, mask = (
         helper.make_tensor_value_info(name, TensorProto.INT64, ["batch", "tokens"])
         for name in ("input_ids", "attention_mask")
