@@ -70,7 +70,7 @@ class Encoder:
         bundle: Folder that `distillabse export` wrote.
         file: Path of the graph inside the bundle, e.g. "onnx/model.onnx". By default the INT8 graph in ONNX Runtime
             on a CPU, where the bundle has one, else the fp32 graph.
-        device: "cpu", or "cuda" or "tensorrt" for an NVIDIA GPU; one that cannot be used is an error, no silent fall back.
+        device: "cpu", or "cuda" or "tensorrt" for an NVIDIA GPU; one that cannot be used is an error, no fall back.
         threads: Threads of the graph; by default one per physical core that the process may use.
         engine: "onnxruntime", or "openvino" where `distillabse[openvino]` is installed (CPU only).
 
