@@ -97,8 +97,11 @@ def validate(values: dict[str, Any], origin: str = "the configuration") -> JobCo
 
 
 def is_config(source: str) -> bool:
-    """Whether this is the name of a shipped configuration, or of a YAML file."""
-    return source in shipped_configs() or Path(source).suffix in (".yaml", ".yml")
+    """Whether this is the name of a shipped configuration, or of a file that may be one: YAML, and no graph."""
+    path = Path(source)
+    return (
+        source in shipped_configs() or path.suffix in (".yaml", ".yml") or (path.is_file() and path.suffix != ".onnx")
+    )
 
 
 def load_gates(overrides: Sequence[str]) -> GatesConfig:

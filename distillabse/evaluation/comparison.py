@@ -126,16 +126,13 @@ def compare(
     vectors, figures = measured.vectors, measured.figures
     targets, left_out = _targets({engine.name: place.folder for engine, place in engines.items()}, vectors, baseline)
     languages = [sentence.language for sentence in texts]
-    rows = {
-        student: fidelity(
-            target,
-            vectors[student],
-            languages=[] if set(languages) == {UNDETERMINED} else languages,
-            lengths=measured.tokens,
-            seed=seed,
-        )
-        for student, target in targets.items()
-    }
+    known = [] if set(languages) == {UNDETERMINED} else languages
+    rows = {}
+    for student, target in targets.items():
+        try:
+            rows[student] = fidelity(target, vectors[student], languages=known, lengths=measured.tokens, seed=seed)
+        except InputError as error:  # a constant teacher, which its guard has found, too
+            left_out[student] = str(error)
     result = {
         "format": FORMAT,
         "name": name,

@@ -220,6 +220,8 @@ def _round(cell: Cell, workers: Sequence[Worker], config: BenchConfig, seed: int
 
 def _row(cell: Cell, name: str, row: dict[str, Any]) -> dict[str, Any]:
     whole = {"batch": cell.batch, "length": cell.length, **row, "ms_per_sentence": cell.milliseconds_per_sentence(name)}
+    if cell.in_order:  # the last batch may be smaller than the others, or the only one
+        whole["sentences_per_second"] = 1000 / whole["ms_per_sentence"]
     if wall := cell.wall_milliseconds(name):
         whole["wall_p50_ms"] = float(np.median(wall))
     return whole
