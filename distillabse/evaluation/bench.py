@@ -26,6 +26,8 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
+# Fidelity is measured by `verify`; here vectors are only looked at by guards.
+_JUDGED_TEXTS = 256
 TEACHER_TORCH, TEACHER_ONNX = "teacher-torch", "teacher-onnx"
 
 
@@ -62,7 +64,7 @@ def bench_stage(config: JobConfig, run: RunFolder) -> None:
         training = training_texts(run.split("train"), distinct=False)
         baselines = (TEACHER_TORCH, TEACHER_ONNX)
         result = measure_engines(
-            engines, texts, config.bench, config.seed, baselines=baselines, training=training
+            engines, texts, config.bench, config.seed, baselines, training=training, encoded=_JUDGED_TEXTS
         ).figures
     student = load_encoder(str(run.bundle))
     parameters = {"teacher": count_parameters(teacher), "student": count_parameters(student)}

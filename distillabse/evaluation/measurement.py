@@ -51,7 +51,7 @@ class Measurement:
     Attributes:
         figures: as in the JSON: "latency", "left_out", "throughput", "memory", "cold_start", "energy", "guards",
             "trusted", "tokens", "threads", "cpus", "device", "cores_used_by_others", "throttling", "gpu", "seconds".
-        vectors: of all texts, by engine: float32 [texts, dimension].
+        vectors: of the texts, by engine: float32 [texts or `encoded`, dimension].
         tokens: length of every text, as the first engine cuts it.
     """
 
@@ -112,6 +112,7 @@ def measure_engines(
     *,
     protocol: Protocol = "standard",
     training: Iterable[str] | None = None,
+    encoded: int | None = None,
 ) -> Measurement:
     """Measure engines side by side, within about `config.max_seconds`, and look for what makes figures worthless.
 
@@ -123,6 +124,7 @@ def measure_engines(
         baselines: Names of the engines that the others are compared with.
         protocol: "standard": the grid of `config`; "thesis": see `grid.thesis_cells`.
         training: The training corpus, if it is known.
+        encoded: Texts, from the first on, whose vectors are kept and judged; by default all.
 
     Raises:
         InputError: there are no texts, or none of a length that is asked for.
@@ -136,12 +138,13 @@ def measure_engines(
     with progress_bars() as progress, started(engines, config) as workers:
         tokens = workers[0].tokens(listed)
         watch = Watch(config.device)
-        vectors, seconds = _encode_all(workers, listed, progress)
+        few = listed[:encoded]
+        vectors, seconds = _encode_all(workers, few, progress)
         for worker in workers:
-            judged += _judge_vectors(worker, vectors[worker.engine.name], listed, worker.engine.name in baselines)
+            judged += _judge_vectors(worker, vectors[worker.engine.name], few, worker.engine.name in baselines)
         figures: dict[str, Any] = {"cold_start": cold_starts(engines, listed[0], config, progress)}
         start = cpu_times(workers)
-        sample = _sample(listed, max(seconds.values()), config, seed)
+        sample = _sample(listed, max(seconds.values()) * len(listed) / len(few), config, seed)
         figures |= measure_throughput(workers, sample, config.throughput_runs, progress)
         watch.look()
         cells = (
