@@ -200,7 +200,7 @@ def test_a_worker_says_what_memory_it_took_and_is_pinned(counting):
 def test_cold_starts_are_of_fresh_processes_and_end_with_their_share_of_the_time(counting):
     config = BenchConfig(threads=1, max_seconds=10, cold_starts=5)
     with progress_bars() as progress:
-        clock = iter([0.0, 1.0, 3.0]).__next__  # a fifth of 10 s is used up before the fifth run
+        clock = iter([0.0, 0.5, 1.0, 1.5, 3.0]).__next__  # a fifth of 10 s is used up before the fifth run
         found = cold_starts([counting], "text", config, progress, clock)["counting"]
         assert found["runs"] == 4
         assert 0 < found["spread"][0] <= found["median_seconds"] <= found["spread"][1]

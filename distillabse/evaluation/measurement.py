@@ -40,7 +40,6 @@ Protocol = Literal["standard", "thesis"]
 _LATENCY_SHARE = 1 / 3
 _COLD_START_SHARE = 1 / 5
 _RUN_SHARE = 1 / 40
-_LEAST_COLD_STARTS = 3
 _LEAST_TEXTS = 32
 
 
@@ -185,14 +184,14 @@ def cold_starts(
 ) -> dict[str, dict[str, Any]]:
     """Seconds from the start of a fresh process to its first vector, by engine; the files are in memory already.
 
-    The engines alternate. After three runs each there are no more than fit into a fifth of `config.max_seconds`.
+    The engines alternate. Where a fifth of `config.max_seconds` is used up there are fewer runs, but one each.
     """
     found: dict[str, list[float]] = {engine.name: [] for engine in engines}
     threads = conditions(config)["threads"]
     task = progress.add_task("cold starts", total=config.cold_starts * len(engines))
     begun = clock()
     for number in range(config.cold_starts):
-        if number >= _LEAST_COLD_STARTS and clock() - begun > _COLD_START_SHARE * config.max_seconds:
+        if number and clock() - begun > _COLD_START_SHARE * config.max_seconds:
             break
         for engine in rotated(engines, number):
             with ExitStack() as stack:
