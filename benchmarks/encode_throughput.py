@@ -125,7 +125,7 @@ def measure(
     engines: list[str], bundle: Path, file: str, texts: list[str], rounds: int, threads: int
 ) -> dict[str, dict[str, Any]]:
     """For each engine sentences per second, and how many times faster ours is; all encode the same slices."""
-    from distillabse.evaluation.latency import paired_speedup, rotated
+    from distillabse.evaluation.rounds import paired_speedup, rotated
 
     edges = np.linspace(0, len(texts), rounds + 1).astype(int).tolist()
     seconds: dict[str, list[list[float]]] = {name: [] for name in engines}

@@ -30,7 +30,7 @@ import numpy as np
 if TYPE_CHECKING:
     from rich.table import Table
 
-    from distillabse.evaluation.latency import Engine
+    from distillabse.evaluation.workers import Engine
 
 ROOT = Path(__file__).resolve().parents[1]
 RESULTS = Path(__file__).parent / "results"
@@ -88,7 +88,7 @@ def main() -> None:
         baselines = [name for name in (TORCH, NNCF) if name in vectors]
         config = BenchConfig(
             batch_sizes=[int(size) for size in arguments.batches.split(",")], rounds=arguments.rounds,
-            threads=arguments.threads,
+            threads=arguments.threads, interval=None,
         )  # fmt: skip
         measured = measure(engines, texts, config, seed=0, baselines=baselines)
     kept = {name: fidelity_to_torch(found, vectors[TORCH]) for name, found in vectors.items()}
@@ -115,7 +115,7 @@ def all_engines(bundle: Path, files: Sequence[str], data: Path, temporary: Path)
     """Every engine with the model it needs, which is made in `temporary`."""
     from environments import interpreter
 
-    from distillabse.evaluation.latency import Engine
+    from distillabse.evaluation.workers import Engine
 
     python = {name: str(interpreter(name)) for name in ("openvino", "ctranslate2", "optimum", "fastembed")}
     python["own"] = sys.executable

@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from distillabse.evaluation import engines as loaded_engines
 from distillabse.evaluation import latency_worker
 
 BATCH = 32
@@ -57,7 +58,7 @@ def openvino(folder: Path, file: str | None, threads: int) -> Encode:
 
 def torch(folder: Path, file: str | None, threads: int) -> Encode:
     """sentence-transformers in fp32."""
-    return latency_worker.TorchEngine(folder, "cpu", threads).encode
+    return loaded_engines.TorchEngine(folder, "cpu", threads).encode
 
 
 def ctranslate2(folder: Path, file: str | None, threads: int) -> Encode:

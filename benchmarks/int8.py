@@ -146,10 +146,11 @@ def speed(
 ) -> None:
     """Milliseconds at batch 1 and 32, and how many times as fast as fp32 and as plain dynamic INT8."""
     from distillabse.config import BenchConfig
-    from distillabse.evaluation.latency import Engine, measure
+    from distillabse.evaluation.latency import measure
+    from distillabse.evaluation.workers import Engine
 
     engines = [Engine(kind, "onnx", folder, file) for kind, file in graphs.items()]
-    config = BenchConfig(batch_sizes=[1, 32], rounds=arguments.rounds, threads=arguments.threads)
+    config = BenchConfig(batch_sizes=[1, 32], rounds=arguments.rounds, threads=arguments.threads, interval=None)
     measured = measure(engines, texts, config, SEED, baselines=(FP32, DYNAMIC))
     for kind, found in measured["latency"].items():
         rows[kind]["latency"] = found

@@ -119,7 +119,7 @@ def fused_attention(source: Path, target: Path, heads: int) -> Path:
 
 def measure(graphs: dict[str, Path], rounds: int) -> list[dict[str, Any]]:
     """Median milliseconds and speed-up over the fp32 graph with default settings, for every variant and shape."""
-    from distillabse.evaluation.latency import paired_speedup
+    from distillabse.evaluation.rounds import paired_speedup
 
     sessions = {
         f"{name}{suffix}": load(path, off) for name, path in graphs.items() for suffix, off in NO_FUSION.items()

@@ -157,8 +157,9 @@ def speed(runs: Path) -> dict[str, Any]:
     from distillabse import layout
     from distillabse.config import BenchConfig, ExportConfig, QuantizationConfig
     from distillabse.environment import describe_environment
-    from distillabse.evaluation.latency import Engine, measure
+    from distillabse.evaluation.latency import measure
     from distillabse.evaluation.sets import corpus_test_set
+    from distillabse.evaluation.workers import Engine
     from distillabse.export.bundle import write_bundle
     from distillabse.layout import RunFolder
     from distillabse.models.teacher import load_teacher
@@ -177,7 +178,7 @@ def speed(runs: Path) -> dict[str, Any]:
             bundle = RunFolder(job(name, Path("data"), runs).run_folder).bundle
             engines.append(Engine(name, "onnx", bundle, layout.ONNX_INT8["avx512_vnni"]))
         return {
-            **measure(engines, texts, BenchConfig(batch_sizes=BATCH_SIZES), seed=42),
+            **measure(engines, texts, BenchConfig(batch_sizes=BATCH_SIZES, interval=None), seed=42),
             "environment": describe_environment(),
         }
 

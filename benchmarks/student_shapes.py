@@ -245,9 +245,10 @@ def measure_all(work: Path, texts: list[str], rounds: int) -> dict[str, Any]:
     """One alternating measurement of both teachers and all students."""
     from distillabse import layout
     from distillabse.config import BenchConfig
-    from distillabse.evaluation.latency import Engine, measure
+    from distillabse.evaluation.latency import measure
+    from distillabse.evaluation.workers import Engine
 
-    config = BenchConfig(batch_sizes=BATCH_SIZES, rounds=rounds, seconds_per_round=0.5)
+    config = BenchConfig(batch_sizes=BATCH_SIZES, rounds=rounds, seconds_per_round=0.5, interval=None)
     engines = [
         Engine("teacher-torch", "torch", work / "teacher"),
         Engine("teacher-onnx", "onnx", work / "teacher", layout.ONNX_FP32),

@@ -259,7 +259,8 @@ def onnx_of_size(size: int, texts: list[str], rounds: int) -> dict[str, Any]:
     from distillabse import layout
     from distillabse.config import BenchConfig, ExportConfig
     from distillabse.evaluation.bench import count_parameters, graph_bytes
-    from distillabse.evaluation.latency import Engine, measure
+    from distillabse.evaluation.latency import measure
+    from distillabse.evaluation.workers import Engine
     from distillabse.export.bundle import write_bundle
 
     students: dict[str, dict[str, Any]] = {"dense": {}}
@@ -282,7 +283,7 @@ def onnx_of_size(size: int, texts: list[str], rounds: int) -> dict[str, Any]:
                 "bytes": {precision: graph_bytes(folder / file) for precision, file in files.items()},
                 "busiest_expert": busiest_expert(encoder, texts),
             }
-        config = BenchConfig(batch_sizes=BATCH_SIZES, rounds=rounds, seconds_per_round=0.2)
+        config = BenchConfig(batch_sizes=BATCH_SIZES, rounds=rounds, seconds_per_round=0.2, interval=None)
         measured = measure(engines, texts, config, SEED, baselines=("dense fp32", "dense int8"))
     for name, row in found.items():
         row["latency"] = {

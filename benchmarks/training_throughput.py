@@ -175,7 +175,8 @@ def passages(sentences: list[str]) -> list[str]:
 
 def measure(group: Group, base: Task, peers: Path) -> dict[str, Any]:
     """Let the sides of a group alternate."""
-    from distillabse.evaluation.latency import CpuTimes, cores_used_by_others, paired_speedup, rotated
+    from distillabse.evaluation.rounds import paired_speedup, rotated
+    from distillabse.evaluation.workers import CpuTimes, cores_used_by_others
 
     shared = replace(
         base, objective=group.objective, batch=group.batch, steps=STEPS, precision=group.precision,
@@ -230,7 +231,7 @@ class Worker:
     """The process of one side, ready to train. It ends when `stack` is left."""
 
     def __init__(self, name: str, task: Task, peers: Path, stack: ExitStack) -> None:
-        from distillabse.evaluation.latency import THREAD_VARIABLES
+        from distillabse.evaluation.workers import THREAD_VARIABLES
 
         self.name = name
         self._log = stack.enter_context(tempfile.TemporaryFile(mode="w+", encoding="utf-8", errors="replace"))

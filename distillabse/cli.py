@@ -15,13 +15,14 @@ import typer
 from rich.console import Console
 from rich.logging import RichHandler
 
+from distillabse.cli_bench import bench
 from distillabse.cli_configs import configs_app
 from distillabse.cli_doctor import doctor
 from distillabse.cli_encode import encode
 from distillabse.cli_finetune import finetune
 from distillabse.cli_ship import demo, export, push
 from distillabse.cli_verify import verify
-from distillabse.errors import ConfigurationError, DistillabseError, GateFailed
+from distillabse.errors import DistillabseError, GateFailed
 
 if TYPE_CHECKING:
     from distillabse.config import JobConfig
@@ -201,43 +202,7 @@ def quantize(
 
 app.command()(export)
 app.command()(verify)
-
-
-@app.command()
-def bench(
-    config: Config,
-    overrides: Overrides = None,
-    tasks: Annotated[
-        bool, typer.Option("--tasks", help="Measure retrieval, similarity and probes instead of speed.")
-    ] = False,
-    against: Annotated[
-        list[str] | None,
-        typer.Option(help="With --tasks: one more encoder, name=path; may be given again.", show_default=False),
-    ] = None,
-    only: Annotated[
-        list[str] | None, typer.Option(help="With --tasks: only this one; may be given again.", show_default=False)
-    ] = None,
-    mteb: Annotated[
-        list[str] | None,
-        typer.Option(help="Instead evaluate on this task of mteb; may be given again. CONFIG may be a bundle."),
-    ] = None,
-) -> None:
-    """Measure latency and throughput against the teacher; with --tasks or --mteb, what both are good at.
-
-    Example: distillabse bench quickstart bench.threads=1
-    """
-    if (against or only) and not tasks:
-        raise ConfigurationError("--against and --only belong to --tasks; give it, too.")
-    if tasks and mteb:
-        raise ConfigurationError("--tasks and --mteb are two measurements; give one of them.")
-    if mteb:
-        from distillabse.mteb_adapter import run_mteb
-
-        Console().print(run_mteb(config, overrides or [], mteb))
-    elif tasks:
-        _bench_tasks(_load(config, overrides), against or [], only or [])
-    else:
-        _stage("bench", config, overrides)
+app.command()(bench)
 
 
 @app.command()
@@ -297,19 +262,6 @@ def _stage(name: str, config: str, overrides: list[str] | None, *, resume: bool 
     folder = prepare(job)
     run_stage(name, job, folder, resume=resume)
     return folder
-
-
-def _bench_tasks(job: JobConfig, against: list[str], only: list[str]) -> None:
-    from distillabse.pipeline import prepare
-    from distillabse.tasks.run import bench_tasks, named_places
-    from distillabse.tasks.views import task_tables
-
-    folder, console = prepare(job), Console()
-    result = bench_tasks(job, folder, against=named_places(against), only=only)
-    for table in task_tables(result):
-        console.print(table)
-        console.print()
-    console.print(f"Scores: [bold]{folder.task_scores}[/bold]", soft_wrap=True)
 
 
 def _load(config: str, overrides: list[str] | None) -> JobConfig:

@@ -55,7 +55,7 @@ __all__ = [
 ]
 
 # Padded tokens of a micro-batch: its activations stay in a core's cache. A GPU wants work for thousands of lanes.
-TOKEN_BUDGET = {"cpu": 256, "cuda": 16_384}
+TOKEN_BUDGET = {"cpu": 256, "cuda": 16_384, "tensorrt": 16_384}
 WINDOW = 4096
 # So few texts are encoded at once, without starting threads.
 FEW = 32
@@ -70,7 +70,7 @@ class Encoder:
         bundle: Folder that `distillabse export` wrote.
         file: Path of the graph inside the bundle, e.g. "onnx/model.onnx". By default the INT8 graph in ONNX Runtime
             on a CPU, where the bundle has one, else the fp32 graph.
-        device: "cpu", or "cuda" for an NVIDIA GPU; a GPU that cannot be used is an error, never a silent fall back.
+        device: "cpu", or "cuda" or "tensorrt" for an NVIDIA GPU; one that cannot be used is an error, no fall back.
         threads: Threads of the graph; by default one per physical core that the process may use.
         engine: "onnxruntime", or "openvino" where `distillabse[openvino]` is installed (CPU only).
 
@@ -340,7 +340,7 @@ def _default_graph(folder: Path, device: str, engine: str) -> str:
     With a scale per token INT8 has operators of ONNX Runtime; OpenVINO runs static INT8.
     """
     chosen: str | None
-    if device == "cuda":
+    if device != "cpu":
         chosen = layout.ONNX_FLOAT16 if (folder / layout.ONNX_FLOAT16).is_file() else None
     elif engine == "openvino" and not _is_static(folder):
         chosen = None

@@ -21,10 +21,14 @@ if TYPE_CHECKING:
     Inputs = Mapping[str, NDArray[np.int64]]
     Vectors = NDArray[np.float32]
 
-Device = Literal["cpu", "cuda"]
+Device = Literal["cpu", "cuda", "tensorrt"]
 EngineName = Literal["onnxruntime", "openvino"]
 
-PROVIDERS = {"cpu": ["CPUExecutionProvider"], "cuda": ["CUDAExecutionProvider", "CPUExecutionProvider"]}
+PROVIDERS = {
+    "cpu": ["CPUExecutionProvider"],
+    "cuda": ["CUDAExecutionProvider", "CPUExecutionProvider"],
+    "tensorrt": ["TensorrtExecutionProvider", "CUDAExecutionProvider", "CPUExecutionProvider"],
+}
 ENGINES = ("onnxruntime", "openvino")
 OUTPUT = "sentence_embedding"
 NEEDED_INPUTS = frozenset(("input_ids", "attention_mask"))
@@ -123,9 +127,9 @@ def session(path: Path, device: Device = "cpu", threads: int | None = None) -> o
         ConfigurationError: ONNX Runtime is not installed, or the GPU cannot be used.
     """
     if device not in PROVIDERS:
-        raise ConfigurationError(f"{device!r} is not a device: choose 'cpu' or 'cuda'.")
+        raise ConfigurationError(f"{device!r} is not a device: choose 'cpu', 'cuda' or 'tensorrt'.")
     runtime = import_onnxruntime()
-    if device == "cuda":
+    if device != "cpu":
         preload_cuda(runtime)
     try:
         loaded = runtime.InferenceSession(str(path), session_options(threads), providers=PROVIDERS[device])

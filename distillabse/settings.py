@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from pydantic import BaseModel, ValidationError
 
-from distillabse.config import GatesConfig, JobConfig, ProbeTask, RetrievalTask, SimilarityTask, TaskSuite
+from distillabse.config import BenchConfig, GatesConfig, JobConfig, ProbeTask, RetrievalTask, SimilarityTask, TaskSuite
 from distillabse.errors import ConfigurationError
 from distillabse.storage import sha256_of_json
 
@@ -30,6 +30,8 @@ _OWNED_TRAINING_FIELDS = {
     "auto_find_batch_size": "not offered: what a step holds is part of the job; lower per_device_train_batch_size and "
     "raise gradient_accumulation_steps instead",
 }
+Block = typing.TypeVar("Block", bound=BaseModel)
+
 _SAMPLING = ("group_by_length", "random")
 
 
@@ -94,22 +96,43 @@ def validate(values: dict[str, Any], origin: str = "the configuration") -> JobCo
     return config
 
 
+def is_config(source: str) -> bool:
+    """Whether this is the name of a shipped configuration, or of a file that may be one: YAML, and no graph."""
+    path = Path(source)
+    return (
+        source in shipped_configs() or path.suffix in (".yaml", ".yml") or (path.is_file() and path.suffix != ".onnx")
+    )
+
+
 def load_gates(overrides: Sequence[str]) -> GatesConfig:
     """The gates of a bundle that stands alone: defaults with `gates.key=value` overrides.
 
     Raises:
         ConfigurationError: another key, or a value that the schema refuses; names each one.
     """
-    from omegaconf import OmegaConf
-
     if wrong := next((override for override in overrides if not re.match(r"gates\.\w+=", override)), None):
         raise ConfigurationError(f"{wrong!r}: a bundle takes gates.key=value alone, e.g. gates.int8_to_fp32_mean=0.99.")
+    return _load_block(GatesConfig, "gates", overrides)
+
+
+def load_bench(overrides: Sequence[str]) -> BenchConfig:
+    """How encoders without a job are measured: defaults with `key=value` or `bench.key=value` overrides.
+
+    Raises:
+        ConfigurationError: another key, or a value that the schema refuses; names each one.
+    """
+    return _load_block(BenchConfig, "bench", [f"bench.{override.removeprefix('bench.')}" for override in overrides])
+
+
+def _load_block(schema: type[Block], name: str, overrides: Sequence[str]) -> Block:
+    from omegaconf import OmegaConf
+
     values = OmegaConf.to_container(OmegaConf.from_dotlist(list(overrides)))
     try:
-        return GatesConfig.model_validate(typing.cast("dict[str, Any]", values).get("gates", {}))
+        return schema.model_validate(typing.cast("dict[str, Any]", values).get(name, {}))
     except ValidationError as error:
-        problems = "\n".join(f"  {_explain({**item, 'loc': ('gates', *item['loc'])})}" for item in error.errors())
-        raise ConfigurationError(f"The gates are not valid:\n{problems}") from None
+        problems = "\n".join(f"  {_explain({**item, 'loc': (name, *item['loc'])})}" for item in error.errors())
+        raise ConfigurationError(f"`{name}` is not valid:\n{problems}") from None
 
 
 def config_hash(config: JobConfig) -> str:

@@ -20,7 +20,8 @@ from distillabse.tasks.run import exported
 def job(tmp_path_factory):
     """A YAML file for a job that takes seconds."""
     folder = tmp_path_factory.mktemp("job")
-    bench = {"batch_sizes": [1, 4], "rounds": 5, "seconds_per_round": 0.001, "threads": 1}
+    bench = {"batch_sizes": [1, 4], "rounds": 5, "seconds_per_round": 0.001, "threads": 1, "interval": None,
+             "cold_starts": 0, "throughput_runs": 1}  # fmt: skip
     values = tiny_job(folder, "tiny", objectives=[{"kind": "cosine"}, {"kind": "minilm"}], bench=bench)
     path = folder / "job.yaml"
     path.write_text(yaml.safe_dump(values))
@@ -123,9 +124,36 @@ def test_bench_tasks_puts_teacher_student_and_others_side_by_side(job, monkeypat
     assert exported(RunFolder(run)) != scores["export"]
 
 
+def test_bench_of_a_job_fails_on_few_rounds_and_writes_what_it_measured(job, monkeypatch, capsys):
+    stamp = run_folder(job) / "stamps" / "bench.json"
+    before = stamp.read_text()
+    assert call("bench", job, "bench.cold_starts=1", monkeypatch=monkeypatch) == 1
+    printed = " ".join(capsys.readouterr().err.split())
+    assert "few pairs: Speedups over fewer than 30 pairs (batch 1: 5, batch 4: 5)" in printed
+    assert "not to be trusted" in printed
+    assert stamp.read_text() != before  # what is after it can go on
+    found = json.loads((run_folder(job) / "bench" / "bench.json").read_text())
+    engines = ["teacher-torch", "teacher-onnx", "torch", "onnx-fp32", "onnx-int8"]
+    for part in ("latency", "throughput", "memory", "cold_start"):
+        assert list(found[part]) == engines, part
+    assert found["trusted"] is False
+    judged = {(guard["guard"], guard["encoder"]): guard["passed"] for guard in found["guards"]}
+    assert judged["few pairs", None] is False and judged["training overlap", None] is True
+    assert judged["constant teacher", "teacher-onnx"] and judged["constant student", "onnx-int8"]
+    for engine in engines:
+        assert judged["batch-dependent vectors", engine] and judged["unmasked padding", engine]
+        assert 0 < found["memory"][engine]["loaded_bytes"] <= found["memory"][engine]["peak_bytes"]
+        assert found["cold_start"][engine]["runs"] == 1
+    row = found["latency"]["onnx-int8"][0]
+    assert 0 < row["speedup_vs_teacher_torch_wilcoxon_p"] <= 1 and row["converged"] is True
+
+
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
+        (["bench", "nowhere"], "distillabse bench nowhere ENCODER --texts FILE"),
+        (["bench", "quickstart", "--texts", "x.txt"], "quickstart is a configuration"),
+        (["bench", "quickstart", "--lengths", "16"], "--texts is missing"),
         (["bench", "quickstart", "--only", "x"], "belong to --tasks"),
         (["bench", "quickstart", "output=/tmp/distillabse-nothing-here", "--tasks"], "tasks.suite=evaluation-data"),
         (

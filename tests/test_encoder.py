@@ -329,7 +329,7 @@ def test_a_file_without_its_content_is_named(copy, file, message):
 def test_a_wrong_folder_or_device_is_named(bundle, tmp_path):
     with pytest.raises(InputError, match=r"There is no bundle .*nowhere"):
         Encoder(tmp_path / "nowhere")
-    with pytest.raises(ConfigurationError, match="'gpu' is not a device: choose 'cpu' or 'cuda'"):
+    with pytest.raises(ConfigurationError, match="'gpu' is not a device: choose 'cpu', 'cuda' or 'tensorrt'"):
         Encoder(bundle, device="gpu")
 
 

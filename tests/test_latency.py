@@ -8,20 +8,21 @@ from tiny import tiny_bundle, tiny_encoder
 
 from distillabse import layout
 from distillabse.config import BenchConfig
+from distillabse.cores import cpus_for
 from distillabse.errors import ConfigurationError, DistillabseError, InputError
 from distillabse.evaluation import latency
-from distillabse.evaluation.latency import (
-    CpuTimes,
-    Engine,
-    cores_used_by_others,
+from distillabse.evaluation.latency import measure
+from distillabse.evaluation.latency_worker import time_batches, timed_batches
+from distillabse.evaluation.rounds import (
+    batches_in_order,
     draw_batches,
-    measure,
+    paired_p_value,
     paired_speedup,
     percentiles,
     rotated,
     summarise,
 )
-from distillabse.evaluation.latency_worker import time_batches
+from distillabse.evaluation.workers import CpuTimes, Engine, cores_used_by_others
 
 TEXTS = ["the cat", "hello world", "Where is the house?", "no", "the old man and the water", "always"]
 
@@ -46,6 +47,38 @@ def test_a_machine_that_slows_down_does_not_change_a_paired_speedup():
     assert (speedup, interval) == (4.0, [4.0, 4.0])
 
 
+def test_rounds_of_a_pass_are_resampled_together():
+    # Two passes of three rounds: one ran at ratio 2, the other at 4. Drawing passes gives medians of 2, 3 or 4; drawing
+    # rounds nearly always mixes both, and finds the interval narrower than two runs would differ.
+    baseline, engine = [[2.0]] * 3 + [[4.0]] * 3, [[1.0]] * 6
+    speedup, interval = paired_speedup(baseline, engine, seed=0, passes=[0, 0, 0, 1, 1, 1])
+    assert (speedup, interval) == (3.0, [2.0, 4.0])
+    # Passes of different lengths: the missing round of the second counts for nothing.
+    speedup, interval = paired_speedup(baseline[:5], engine[:5], seed=0, passes=[0, 0, 0, 1, 1])
+    assert (speedup, interval) == (2.0, [2.0, 4.0])
+
+
+def test_the_test_on_pairs_takes_the_order_of_the_rounds_into_account():
+    slow, fast = [[1.1 * second] for second in range(1, 11)], [[1.0 * second] for second in range(1, 11)]
+    # All ten differences of one sign, all alike: 2 of 2^10 patterns of signs are as extreme.
+    assert paired_p_value(slow, fast) == pytest.approx(2 / 1024)
+    assert paired_p_value(slow, fast[::-1]) > 0.5
+    assert paired_p_value(slow, slow) == 1.0
+
+
+def test_an_interval_is_narrow_as_a_share_of_its_ratio():
+    timings = {"slow": [[1.0], [1.02], [1.0]], "fast": [[0.1], [0.1], [0.1]]}  # ratios 10, 10.2, 10: interval 0.2
+    wide, narrow = (summarise(timings, 1, 0, ["slow"], interval=share)["fast"] for share in (0.019, 0.021))
+    assert (wide["converged"], narrow["converged"]) == (False, True)
+
+
+def test_texts_in_their_order_come_once_before_any_is_repeated():
+    texts = list("abcdefg")
+    first = batches_in_order(texts, 3, 3, 0)
+    assert first == [["a", "b", "c"], ["d", "e", "f"], ["g"]]
+    assert batches_in_order(texts, 3, 2, 2) == [["g"], ["a", "b", "c"]]
+
+
 def test_speedup_needs_the_same_rounds():
     with pytest.raises(ValueError, match="zip"):
         paired_speedup([[1.0], [1.0]], [[1.0]], seed=0)
@@ -56,6 +89,7 @@ def test_a_row_of_the_result():
     rows = summarise(timings, size=4, seed=0, baselines=["teacher-torch"])
     row = rows["onnx-int8"]
     assert row.pop("speedup_vs_teacher_torch_ci95") == pytest.approx([10, 10])
+    assert row.pop("converged") is True
     assert row == pytest.approx(
         {
             "batch": 4,
@@ -65,6 +99,7 @@ def test_a_row_of_the_result():
             "sentences_per_second": 500,
             "rounds": 2,
             "speedup_vs_teacher_torch": 10,
+            "speedup_vs_teacher_torch_wilcoxon_p": 0.5,  # of two pairs, both alike: 2 of the 4 signs are as extreme
         }
     )
     assert rows["teacher-torch"]["speedup_vs_teacher_torch"] == 1
@@ -103,6 +138,13 @@ def test_all_batches_are_encoded_at_least_once():
     assert done == [["a"], ["b"]]
 
 
+def test_a_second_clock_runs_beside_the_first():
+    gpu, wall = clock(0.1), clock(0.3)
+    times = timed_batches(lambda batch: None, [["a"], ["b"]], 0.3, [gpu, wall])
+    assert times[0] == pytest.approx([0.1] * 4)  # the first says when time is used up
+    assert times[1] == pytest.approx([0.3] * 4)
+
+
 @pytest.fixture(scope="module")
 def teacher(tmp_path_factory):
     return tiny_encoder(tmp_path_factory.mktemp("teacher"), layers=1)
@@ -121,10 +163,10 @@ def test_cores_used_by_others():
 
 def test_two_engines_in_processes_of_their_own(teacher, bundle, monkeypatch, caplog):
     crowded = iter([CpuTimes(0, 0, 0), CpuTimes(1, 1000, 0)])
-    monkeypatch.setattr(latency, "_cpu_times", lambda workers: next(crowded))
+    monkeypatch.setattr(latency, "cpu_times", lambda workers: next(crowded))
     caplog.set_level(logging.WARNING, latency.__name__)
     engines = [Engine("teacher-torch", "torch", teacher), Engine("onnx-fp32", "onnx", bundle, layout.ONNX_FP32)]
-    config = BenchConfig(batch_sizes=[1, 4], threads=1, rounds=5, seconds_per_round=0.01)
+    config = BenchConfig(batch_sizes=[1, 4], threads=1, rounds=5, seconds_per_round=0.01, interval=None)
     result = measure(engines, TEXTS, config, seed=42, baselines=("teacher-torch",))
     assert result["threads"] == 1
     assert result["device"] == "cpu"
@@ -141,6 +183,8 @@ def test_two_engines_in_processes_of_their_own(teacher, bundle, monkeypatch, cap
             low, high = row["speedup_vs_teacher_torch_ci95"]
             assert low <= row["speedup_vs_teacher_torch"] <= high
     assert [row["speedup_vs_teacher_torch"] for row in result["latency"]["teacher-torch"]] == [1, 1]
+    assert result["left_out"] == []
+    assert result["cpus"] == cpus_for(1) and len(result["cpus"]) == 1
 
 
 def test_an_engine_that_dies_leaves_its_last_words(tmp_path):

@@ -90,7 +90,16 @@ def recipe(place, name, *overrides, job=None, teacher="labse"):
         "training.dataloader_num_workers": 0,
         "gates": {"int8_to_fp32_mean": 0.9, "teacher_skill": -100, "teacher_cosine_mean": -1},
         "evaluation.bootstrap_samples": 100,
-        "bench": {"device": "cpu", "batch_sizes": [1], "rounds": 5, "seconds_per_round": 0.001, "threads": 1},
+        "bench": {
+            "device": "cpu",
+            "batch_sizes": [1],
+            "rounds": 5,
+            "seconds_per_round": 0.001,
+            "threads": 1,
+            "interval": None,
+            "cold_starts": 0,
+            "throughput_runs": 1,
+        },
     }
     return load_config(name, [*(f"{key}={json.dumps(value)}" for key, value in values.items()), *overrides])
 

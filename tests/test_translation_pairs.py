@@ -224,7 +224,8 @@ def job(folder, teacher, **blocks):
                          "eval_steps": 4, "save_steps": 4, "logging_steps": 1, "learning_rate": 3e-3},
             "gates": {"int8_to_fp32_mean": 0.9, "teacher_skill": -100, "teacher_cosine_mean": -1},
             "evaluation": {"bootstrap_samples": 100},
-            "bench": {"batch_sizes": [1], "rounds": 5, "seconds_per_round": 0.001, "threads": 1},
+            "bench": {"batch_sizes": [1], "rounds": 5, "seconds_per_round": 0.001, "threads": 1,
+                      "interval": None, "cold_starts": 0, "throughput_runs": 1},
             **blocks,
         }
     )  # fmt: skip

@@ -150,7 +150,8 @@ def tiny_job(folder: Path, name: str, **blocks: Any) -> dict[str, Any]:
                      "save_steps": 3, "logging_steps": 1},
         "gates": {"int8_to_fp32_mean": 0.98, "teacher_skill": -100, "teacher_cosine_mean": -1},
         "evaluation": {"bootstrap_samples": 100},
-        "bench": {"batch_sizes": [1], "rounds": 5, "seconds_per_round": 0.001, "threads": 1},
+        "bench": {"batch_sizes": [1], "rounds": 5, "seconds_per_round": 0.001, "threads": 1, "interval": None,
+                  "cold_starts": 0, "throughput_runs": 1},
         **blocks,
     }  # fmt: skip
 

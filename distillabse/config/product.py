@@ -157,17 +157,40 @@ class EvaluationConfig(Schema):
 
 
 class BenchConfig(Schema):
-    """How speed is measured."""
+    """How speed is measured: every batch size with every length is a cell of the grid."""
 
     batch_sizes: list[int] = Field(default_factory=lambda: [1, 8, 32, 128], min_length=1)
+    lengths: list[int | None] = Field(
+        [None],
+        min_length=1,
+        description="Tokens of the texts, special ones included; null: the texts as they are.",
+    )
     threads: int | None = Field(None, ge=1, description="Threads per engine; by default every core.")
     rounds: int = Field(
-        30, ge=5, description="Rounds in which the engines alternate; each gives one pair for the ratio."
+        30, ge=5, description="Rounds, at least, in which the engines alternate; each gives one pair for the ratio."
     )
-    seconds_per_round: float = Field(
-        0.1, gt=0, description="Time an engine works per round and batch size, at least once."
+    interval: float | None = Field(
+        0.05,
+        gt=0,
+        description="More rounds until the 95 % interval of every ratio is narrower than this share of it; null: "
+        "exactly `rounds`, however long they take.",
     )
+    max_seconds: float = Field(
+        240, gt=0, description="Time for the whole measurement; cells whose rounds do not fit are left out."
+    )
+    seconds_per_round: float = Field(0.1, gt=0, description="Time an engine works per round and cell, at least once.")
+    cold_starts: int = Field(5, ge=0, description="Fresh processes per engine that are timed to their first vector.")
+    throughput_runs: int = Field(3, ge=0, description="Runs over all texts per engine, in its own batches.")
     device: Literal["cpu", "cuda"] = "cpu"
+
+    @model_validator(mode="after")
+    def _grid_can_be_measured(self) -> BenchConfig:
+        for name, values in (("batch_sizes", self.batch_sizes), ("lengths", self.lengths)):
+            if wrong := [value for value in values if value is not None and value < 1]:
+                raise ValueError(f"{name}: {wrong[0]} is not positive")
+            if len(set(values)) < len(values):
+                raise ValueError(f"{name}: {values} names a value twice; leave one out")
+        return self
 
 
 class PlanConfig(Schema):

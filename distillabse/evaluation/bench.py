@@ -9,13 +9,16 @@ from typing import TYPE_CHECKING, Any
 
 from distillabse import layout
 from distillabse.config import ExportConfig, JobConfig, QuantizationConfig
+from distillabse.corpus.records import training_texts
 from distillabse.environment import describe_environment
 from distillabse.errors import InputError
-from distillabse.evaluation.latency import Engine, measure
+from distillabse.evaluation.measurement import measure_engines, show_failures
 from distillabse.evaluation.sets import texts_for_speed
+from distillabse.evaluation.workers import Engine
 from distillabse.export.bundle import int8_file, write_bundle
 from distillabse.layout import RunFolder
 from distillabse.storage import new_folder, write_json
+from distillabse.verification.gates import plain
 from distillabse.verification.kinds import FP32, INT8, TORCH
 
 if TYPE_CHECKING:
@@ -23,11 +26,15 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
+# Fidelity is measured by `verify`; here vectors are only looked at by guards.
+_JUDGED_TEXTS = 256
 TEACHER_TORCH, TEACHER_ONNX = "teacher-torch", "teacher-onnx"
 
 
 def bench_stage(config: JobConfig, run: RunFolder) -> None:
-    """Measure latency, throughput and size of teacher and student side by side and write `run.bench`.
+    """Measure speed, memory and size of teacher and student side by side and write `run.bench`.
+
+    A guard that fails is an error in the log, and "trusted" is false; whether that ends the job is for its caller.
 
     Raises:
         InputError: there is no bundle.
@@ -54,7 +61,11 @@ def bench_stage(config: JobConfig, run: RunFolder) -> None:
         if config.export.quantization.enabled:
             engines.append(Engine(INT8, "onnx", run.bundle, int8_file(config.export.quantization)))
             sizes["int8"] = graph_bytes(run.bundle / int8_file(config.export.quantization))
-        result = measure(engines, texts, config.bench, config.seed, baselines=(TEACHER_TORCH, TEACHER_ONNX))
+        training = training_texts(run.split("train"), distinct=False)
+        baselines = (TEACHER_TORCH, TEACHER_ONNX)
+        result = measure_engines(
+            engines, texts, config.bench, config.seed, baselines, training=training, encoded=_JUDGED_TEXTS
+        ).figures
     student = load_encoder(str(run.bundle))
     parameters = {"teacher": count_parameters(teacher), "student": count_parameters(student)}
     if (active := count_active_parameters(student)) < parameters["student"]:
@@ -66,7 +77,8 @@ def bench_stage(config: JobConfig, run: RunFolder) -> None:
         environment=describe_environment(),
     )
     with new_folder(run.bench) as product:
-        write_json(product / run.measurements.name, result)
+        write_json(product / run.measurements.name, plain(result))
+    show_failures(result)
 
 
 def graph_bytes(graph: Path) -> int:

@@ -21,11 +21,12 @@ from distillabse.config import BenchConfig, DenseStudentConfig, ExportConfig, Jo
 from distillabse.environment import describe_environment, usable_cores
 from distillabse.errors import ConfigurationError, GateFailed
 from distillabse.evaluation.bench import TEACHER_ONNX, graph_bytes
-from distillabse.evaluation.latency import Engine, measure
+from distillabse.evaluation.latency import measure
 from distillabse.evaluation.plan_build import build_candidates, fingerprint, parameter_counts, write_graph
 from distillabse.evaluation.plan_space import SHAPE, candidates, choose, merits, pareto_set, student_block
 from distillabse.evaluation.plan_views import plan_figure, shape_title, student_yaml
 from distillabse.evaluation.sets import texts_for_speed
+from distillabse.evaluation.workers import Engine
 from distillabse.layout import RunFolder
 from distillabse.models.shape import transformer_shape
 from distillabse.storage import new_file, read_json, sha256_of_json, write_json
@@ -34,6 +35,9 @@ if TYPE_CHECKING:
     from sentence_transformers import SentenceTransformer
 
 logger = logging.getLogger(__name__)
+
+# Candidates are measured in groups: all with texts as they are, and as many rounds.
+_SAME_ROUNDS: dict[str, Any] = {"lengths": [None], "interval": None}
 
 # Each has a process with its weights in memory, and the longer a round, the less its pairs have in common.
 LARGEST_GROUP = 6
@@ -131,7 +135,7 @@ def plan(
     students, left_out = candidates(space, student, transformer_shape(transformer_of(source).config.to_dict()))
     if left_out:
         logger.warning("%d shapes left out; the first: %s", len(left_out), left_out[0]["reason"])
-    settings = bench.model_copy(update={"batch_sizes": space.batch_sizes, "rounds": space.rounds})
+    settings = bench.model_copy(update={"batch_sizes": space.batch_sizes, "rounds": space.rounds, **_SAME_ROUNDS})
     with _progress() as progress:
         tracked = progress.track(students, description="building")
         dimension = teacher.get_embedding_dimension()

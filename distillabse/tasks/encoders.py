@@ -158,23 +158,34 @@ def open_encoder(place: str, device: Literal["cpu", "cuda"] = "cpu") -> TextEnco
 
 
 def is_static(folder: Path) -> bool:
-    """Whether a folder of sentence-transformers holds a table of token vectors instead of a transformer."""
+    """Whether a folder, of sentence-transformers or of model2vec, holds a table of token vectors, no transformer."""
     modules = folder / layout.MODULES
-    return modules.is_file() and any("StaticEmbedding" in module["type"] for module in read_json(modules))
+    if modules.is_file():
+        return any("StaticEmbedding" in module["type"] for module in read_json(modules))
+    return _model2vec_settings(folder).get("model_type") == "model2vec"
 
 
 def load_static(folder: Path) -> SentenceTransformer:
-    """A static encoder as model2vec saves it; model2vec itself is not needed.
+    """A static encoder as model2vec saves it, with modules.json or without; model2vec itself is not needed.
 
     Raises:
         InputError: it cannot be loaded.
     """
     from sentence_transformers import SentenceTransformer
+    from sentence_transformers.sentence_transformer.modules import Normalize, StaticEmbedding
 
     try:
+        if not (folder / layout.MODULES).is_file():
+            scaled = [Normalize()] if _model2vec_settings(folder).get("normalize") else []
+            return SentenceTransformer(modules=[StaticEmbedding.load(str(folder)), *scaled], device="cpu")
         return SentenceTransformer(str(folder), device="cpu")
     except (OSError, ValueError, RuntimeError, KeyError) as error:
         raise InputError(f"The static encoder in {folder} cannot be loaded: {error}") from error
+
+
+def _model2vec_settings(folder: Path) -> dict[str, Any]:
+    settings = folder / layout.MODEL_SETTINGS
+    return dict(read_json(settings)) if settings.is_file() else {}
 
 
 def distil_static(teacher: SentenceTransformer, folder: Path) -> None:

@@ -27,8 +27,22 @@ def built_in_texts(per_language: int = TEXTS_PER_LANGUAGE) -> list[Sentence]:
     return chosen
 
 
-def texts_of_file(path: Path) -> list[Sentence]:
-    """The distinct texts of a file, at most `MAX_TEXTS` of them drawn at random.
+def texts_of_file(path: Path, most: int = MAX_TEXTS) -> list[Sentence]:
+    """The distinct texts of a file, at most `most` of them drawn at random.
+
+    Args:
+        path: as for `distinct_texts`.
+        most: how many at most.
+
+    Raises:
+        InputError: the file does not exist, cannot be read, lacks a column, or holds no text.
+    """
+    found = distinct_texts(path)
+    return found if len(found) <= most else random.Random(_SEED).sample(found, most)
+
+
+def distinct_texts(path: Path) -> list[Sentence]:
+    """The distinct texts of a file, in their order.
 
     Args:
         path: a text a line; or a TSV, CSV, JSONL or Parquet file with the columns text and language.
@@ -40,8 +54,7 @@ def texts_of_file(path: Path) -> list[Sentence]:
         source = FileSource(path=glob.escape(str(path)), text="text", language_column="language")
     else:
         source = FileSource(path=glob.escape(str(path)), language=UNDETERMINED)
-    found = _read(source)
-    return found if len(found) <= MAX_TEXTS else random.Random(_SEED).sample(found, MAX_TEXTS)
+    return _read(source)
 
 
 def _read(source: FileSource | PhrasebookSource) -> list[Sentence]:
