@@ -167,7 +167,7 @@ def settings() -> Any:
     """How a sitting is measured."""
     from distillabse.config import BenchConfig
 
-    return BenchConfig(batch_sizes=BATCH_SIZES, rounds=6, seconds_per_round=0.1)
+    return BenchConfig(batch_sizes=BATCH_SIZES, rounds=6, seconds_per_round=0.05, interval=None)
 
 
 def teacher_bundle(config: Any, folder: Path) -> Path:

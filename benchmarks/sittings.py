@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-SITTINGS = 5
+SITTINGS = 4
 
 
 def sit(

@@ -12,7 +12,7 @@ from scipy.stats import wilcoxon
 from test_engines_of_bench import static_folder, table_graph
 
 from distillabse import cli, layout
-from distillabse.corpus.records import Record, Sentence, write_records
+from distillabse.corpus.records import Record, write_records
 from distillabse.errors import ConfigurationError
 from distillabse.evaluation import comparison, machine, measurement
 from distillabse.evaluation.comparison import (
@@ -20,7 +20,6 @@ from distillabse.evaluation.comparison import (
     compare_students,
     latency_rows,
     require_own_folder,
-    worst_texts,
 )
 from distillabse.evaluation.machine import Throttling
 from distillabse.models.reduction import save_reduction
@@ -232,21 +231,6 @@ def test_students_against_each_other_text_by_text():
     assert pair["wilcoxon_p"] == pytest.approx(wilcoxon(differences).pvalue, rel=1e-3)
     (same,) = compare_students({"a": target, "b": target}, {"a": near, "b": near}, seed=0)
     assert (same["difference"], same["ci95"], same["wilcoxon_p"]) == (0, [0, 0], 1)
-
-
-def test_the_worst_texts_come_with_their_neighbours_in_both_spaces():
-    angles = np.radians([0.0, 10.0, 90.0, 100.0])
-    moved = np.radians([0.0, 10.0, 90.0, 15.0])  # the last has gone to the first two
-    target, student = (np.stack([np.cos(a), np.sin(a)], axis=1).astype(np.float32) for a in (angles, moved))
-    texts = [Sentence(name, language) for name, language in (("a", "en"), ("b", "en"), ("c", "und"), ("d", "und"))]
-    worst = worst_texts(target, student, texts, count=2)
-    first = worst[0]
-    assert (first["text"], first["language"]) == ("d", None)
-    assert (first["teacher_neighbour"], first["student_neighbour"]) == ("c", "b")
-    assert first["cosine"] == pytest.approx(np.cos(np.radians(85)))
-    assert first["teacher_similarity"] == pytest.approx(np.cos(np.radians(10)))
-    assert first["student_similarity"] == pytest.approx(np.cos(np.radians(5)))
-    assert len(worst) == 2
 
 
 def test_a_narrow_bundle_is_compared_in_its_own_space(tmp_path):

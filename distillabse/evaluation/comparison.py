@@ -22,6 +22,7 @@ from distillabse.evaluation.grid import THESIS_TEXTS
 from distillabse.evaluation.measurement import Protocol, measure_engines
 from distillabse.evaluation.places import Place, find_places, has_tensorrt, run_of
 from distillabse.evaluation.rounds import wilcoxon_p
+from distillabse.evaluation.worst import worst_sentences
 from distillabse.models.reduction import load_reduction
 from distillabse.storage import new_folder, sha256_of_file, write_json
 from distillabse.verification.gates import plain
@@ -32,7 +33,6 @@ logger = logging.getLogger(__name__)
 FORMAT = 1
 RESULT = "comparison.json"
 PAGE = "comparison.html"
-WORST = 20
 SEED = 42
 _RESAMPLES = 1000
 _SPEEDUP = ("", "_ci95", "_wilcoxon_p")
@@ -127,6 +127,7 @@ def compare(
     targets, left_out = _targets({engine.name: place.folder for engine, place in engines.items()}, vectors, baseline)
     languages = [sentence.language for sentence in texts]
     known = [] if set(languages) == {UNDETERMINED} else languages
+    said = [None if language == UNDETERMINED else language for language in languages]
     rows = {}
     for student, target in targets.items():
         try:
@@ -149,7 +150,10 @@ def compare(
         "latency": latency_rows(figures["latency"], baseline),
         **{key: figures[key] for key in ("left_out", "throughput", "memory", "cold_start", "energy")},
         **{key: figures[key] for key in ("guards", "trusted")},
-        "worst": {student: worst_texts(target, vectors[student], texts) for student, target in targets.items()},
+        "worst": {
+            student: worst_sentences(target, vectors[student], [text.text for text in texts], said)
+            for student, target in targets.items()
+        },
         "environment": {**describe_environment(), **{key: figures[key] for key in _ENVIRONMENT}},
         "seconds": time.monotonic() - begun,
     }
@@ -186,36 +190,6 @@ def compare_students(targets: Mapping[str, Vectors], vectors: Mapping[str, Vecto
             }
         )
     return found
-
-
-def worst_texts(
-    target: Vectors, student: Vectors, texts: Sequence[Sentence], count: int = WORST
-) -> list[dict[str, Any]]:
-    """The texts whose vector is furthest from the baseline's, each with its nearest other text in both spaces.
-
-    Args:
-        target: The baseline's vectors in the student's space: float32 [n, dimension].
-        student: The student's: float32 [n, dimension].
-        texts: The texts, in the same order.
-        count: How many.
-    """
-    cosines = row_cosines(target, student)
-    rows = np.argsort(cosines, kind="stable")[:count]
-    nearest = [_nearest(vectors, rows) for vectors in (target, student)]
-    return [
-        {
-            "text": texts[row].text,
-            "language": None if texts[row].language == UNDETERMINED else texts[row].language,
-            "cosine": float(cosines[row]),
-            "teacher_neighbour": texts[of_teacher].text,
-            "teacher_similarity": similarity_to_teacher,
-            "student_neighbour": texts[of_student].text,
-            "student_similarity": similarity_to_student,
-        }
-        for row, (of_teacher, similarity_to_teacher), (of_student, similarity_to_student) in zip(
-            rows, *nearest, strict=True
-        )
-    ]
 
 
 def latency_rows(latency: Mapping[str, Sequence[Mapping[str, Any]]], baseline: str) -> dict[str, list[dict[str, Any]]]:
@@ -267,14 +241,6 @@ def _targets(
             )
             logger.warning("No fidelity of %s: %s", name, left_out[name])
     return targets, left_out
-
-
-def _nearest(vectors: Vectors, rows: Any) -> list[tuple[int, float]]:
-    """For each of these rows the other row that is nearest, and its cosine."""
-    every = unit(vectors)
-    similarities = every[rows] @ every.T
-    similarities[np.arange(len(rows)), rows] = -np.inf
-    return [(int(row.argmax()), float(row.max())) for row in similarities]
 
 
 def _training_texts(places: Sequence[Place], named: Path | None) -> Iterator[str] | None:
