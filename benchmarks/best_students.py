@@ -66,7 +66,7 @@ LIGHT: dict[str, Any] = {
     "objectives": [{"kind": "cosine"}],
     "cache": "broad-teacher-cache",
     "sentences": 150_000,
-    "training": {"per_device_train_batch_size": 64, "num_train_epochs": 5},
+    "training": {"per_device_train_batch_size": 64, "num_train_epochs": 3},
 }
 # Of the student of thirty languages that `distillabse run multilingual-minilm` trains.
 MULTILINGUAL: dict[str, Any] = {

@@ -72,9 +72,9 @@ def check_distillabse(arguments: list[str]) -> None:
     from distillabse.settings import load_config
 
     _, parameters = parsed([_PLACEHOLDERS.get(word, word) for word in arguments])
-    config = parameters.get("config")
-    if config and not Path(config).is_dir():
-        job = load_config(config, parameters.get("overrides") or [])
+    config = parameters.get("config") or parameters.get("target")  # of `verify` and `bench`, which take folders, too
+    if config and not Path(config).is_dir() and not parameters.get("texts"):
+        job = load_config(config, parameters.get("overrides") or parameters.get("others") or [])
         if (until := parameters.get("until")) and until not in stages_of(job):
             raise WrongCommand(f"there is no stage {until}")
 

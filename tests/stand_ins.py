@@ -38,6 +38,20 @@ def make_encoders(folder: Path) -> None:
         settings.write_text(json.dumps(shorter), encoding="utf-8")
 
 
+# Of `bench`: timings mean nothing here.
+QUICK = {
+    "batch_sizes": [1],
+    "rounds": 5,
+    "interval": None,
+    "seconds_per_round": 0.001,
+    "threads": 1,
+    "cold_starts": 1,
+    "throughput_runs": 1,
+}
+# Guards that look at this machine, or at how long was measured.
+OF_THE_MACHINE = ("few pairs", "CPU throttling", "other processes")
+
+
 def shrunk(values: dict[str, Any]) -> dict[str, Any]:
     """A job's values made small. What it is made of (kinds, heads, objectives, stages) stays."""
     values = json.loads(json.dumps(values))
@@ -60,7 +74,7 @@ def shrunk(values: dict[str, Any]) -> dict[str, Any]:
     values["evaluation"].update(bootstrap_samples=100, max_sentences=40)
     values["tasks"]["bootstrap_samples"] = 100
     values["gates"] = open_gates(values["gates"])
-    values["bench"].update(batch_sizes=[1], rounds=5, seconds_per_round=0.001, threads=1)
+    values["bench"].update(QUICK)
     values["plan"].update(layers=[1], hidden_size=[24], embedding_size=[None], rounds=5)
     values["plan"]["speedup"] /= 1000
     return values
@@ -228,17 +242,20 @@ def use_stand_ins(monkeypatch: Any, folder: Path) -> None:
     import huggingface_hub
 
     from distillabse import environment, settings
-    from distillabse.config import GatesConfig
+    from distillabse.config import BenchConfig, GatesConfig
     from distillabse.demo import server
+    from distillabse.evaluation import guards
     from distillabse.models import teacher
     from distillabse.verification import texts
 
     built_in_texts = texts.built_in_texts
-    validate, resolve, load_gates, demo_server = (
+    validate, resolve, load_gates, load_bench, demo_server, is_trusted = (
         settings.validate,
         teacher.resolve_model,
         settings.load_gates,
+        settings.load_bench,
         server.demo_server,
+        guards.is_trusted,
     )
 
     def validated(values: dict[str, Any], origin: str = "the configuration") -> Any:
@@ -252,6 +269,12 @@ def use_stand_ins(monkeypatch: Any, folder: Path) -> None:
 
     def opened(overrides: Sequence[str]) -> GatesConfig:
         return GatesConfig.model_validate(open_gates(load_gates(overrides).model_dump()))
+
+    def quick(overrides: Sequence[str]) -> BenchConfig:
+        return BenchConfig.model_validate(load_bench(overrides).model_dump() | QUICK)
+
+    def trusted(found: Sequence[dict[str, Any]]) -> bool:
+        return is_trusted([guard for guard in found if guard["guard"] not in OF_THE_MACHINE])
 
     def served(bundle: Path, port: int, **options: Any) -> AbstractContextManager[Any]:
         running = demo_server(bundle, 0, **options)
@@ -267,6 +290,8 @@ def use_stand_ins(monkeypatch: Any, folder: Path) -> None:
     monkeypatch.setenv("HF_TOKEN", "a-token")
     monkeypatch.setattr(settings, "validate", validated)
     monkeypatch.setattr(settings, "load_gates", opened)
+    monkeypatch.setattr(settings, "load_bench", quick)
+    monkeypatch.setattr(guards, "is_trusted", trusted)
     monkeypatch.setattr(teacher, "resolve_model", resolved)
     monkeypatch.setattr(server, "demo_server", served)
     monkeypatch.setattr(environment, "_problems", lambda *found: [])  # of this machine, not of the command

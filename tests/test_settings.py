@@ -29,7 +29,8 @@ def changed(path, value):
 
 SHIPPED = [
     "quickstart", "minilm-english", "minilm-broad", "minilm-switch", "minilm-switch-dense", "labse-opensubtitles",
-    "labse-small", "labse-trimmed", "multilingual-minilm", "mmkd", "lealla-small", "labse-multilingual", "sbert-xlm-roberta",
+    "labse-small", "labse-trimmed", "multilingual-minilm", "mmkd", "lealla-small", "labse-multilingual",
+    "sbert-xlm-roberta",
 ]  # fmt: skip
 
 
