@@ -1,8 +1,8 @@
 """Does a second run of the comparison say the same: does every ratio lie in the range that the first run states?
 
-python benchmarks/comparison.py measure                                                # the first run
-python benchmarks/comparison.py measure --speed-only --output runs/comparison-again.json
-python benchmarks/agreement.py results/comparison.json runs/comparison-again.json      # writes results/agreement.json
+python benchmarks/comparison.py measure                                        # the first run
+python benchmarks/comparison.py measure --output runs/comparison-again.json
+python benchmarks/agreement.py benchmarks/results/comparison.json runs/comparison-again.json
 """
 
 from __future__ import annotations

@@ -41,8 +41,9 @@ class Benchmark:
 
 BENCHMARKS = (
     Benchmark("comparison.py train"),
+    Benchmark("comparison.py judge"),
     Benchmark("comparison.py measure"),
-    Benchmark("comparison.py measure --speed-only --output runs/comparison-again.json"),
+    Benchmark("comparison.py measure --output runs/comparison-again.json"),
     Benchmark("agreement.py benchmarks/results/comparison.json runs/comparison-again.json"),
     Benchmark("open_text.py", ("program:apt-get",), long=True),
     Benchmark("best_students.py prepare", (TEXT, "data/open_text"), long=True),

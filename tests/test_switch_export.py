@@ -125,6 +125,15 @@ def test_each_real_token_meets_one_expert_and_padding_none(exported, tmp_path, f
     assert rows.max() < mask.sum()
 
 
+@pytest.mark.parametrize("sparse", [[1], "all"])
+def test_int8_works_on_rows_again_after_a_sparse_layer(encoder_folder, tmp_path, sparse, sentences):
+    teacher = load_teacher(TeacherConfig(model=str(encoder_folder)))
+    encoder = build_student(teacher, SwitchStudentConfig(layers=3, experts=2, sparse_layers=sparse)).eval()
+    write_bundle(encoder, tmp_path, ExportConfig(), {"name": "tiny"}, texts=sentences * 4)
+    graphs = [Encoder(tmp_path, file=file).encode(sentences) for file in (layout.ONNX_FP32, INT8_FILE)]
+    assert row_cosines(*graphs).min() > 0.97
+
+
 def test_an_expert_without_tokens_is_no_error(exported):
     _, bundle = exported
     one = {"input_ids": np.array([[7]]), "attention_mask": np.array([[1]])}
@@ -198,7 +207,7 @@ def test_a_switch_job_runs_from_corpus_to_report(job_folder):
     logged = [entry for entry in json.loads(run.training_history.read_text())["log"] if "loss" in entry]
     assert {"cosine", "load_balance", "router_z", "router/layer_1/dropped"} <= logged[0].keys()
     assert sum(logged[0][f"router/layer_1/load_expert_{expert}"] for expert in range(4)) == pytest.approx(1)
-    assert 'aria-label="Load of the experts by training step"' in run.report_html.read_text()
+    assert 'aria-label="Load of the experts by training step and layer"' in run.report_html.read_text()
     card = (run.bundle / layout.MODEL_CARD).read_text()
     assert count_parameters(encoder) - count_active_parameters(encoder) == 3 * (32 * 24 + 24 + 24 * 32 + 32)
     assert f"passes through {count_active_parameters(encoder):,} parameters" in card

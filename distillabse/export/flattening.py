@@ -25,7 +25,6 @@ class _Flattening:
         self.outputs = {value.name for value in model.graph.output}
         self.rows: dict[str, str] = {}
         self.widths: dict[str, int] = {}
-        self.started = False
 
     def run(self) -> None:
         for node in list(self.edit.graph.node):
@@ -39,10 +38,7 @@ class _Flattening:
         """Add the node in its form for rows, if it has one."""
         edit, first = self.edit, node.input[0] if node.input else ""
         if node.op_type == "LayerNormalization" and edit.is_constant(node.input[1]):
-            if first not in self.rows:
-                if self.started:
-                    return False
-                self.started = True  # the embeddings'
+            if first not in self.rows:  # the embeddings', and what follows a sparse layer, which gives three axes
                 self._flatten(first, edit.shape(node.input[1])[0])
             return self._keep(node, self.widths[first])
         if node.op_type == "MatMul" and edit.is_constant(node.input[1]) and len(edit.shape(node.input[1])) == 2:
