@@ -51,14 +51,15 @@ def main() -> None:
     if arguments.step == "prepare":
         prepare(arguments.data, arguments.open_text, arguments.broad)
         return
+    chosen = arguments.names or list(STUDENTS)
     if arguments.step == "train":
-        for name in arguments.names or STUDENTS:
+        for name in chosen:
             train(name, arguments.data, arguments.broad, arguments.runs)
         return
 
     from distillabse.storage import write_json
 
-    write_json(RESULTS / "best_students.json", measure(arguments.data, arguments.broad, arguments.runs))
+    write_json(RESULTS / "best_students.json", measure(chosen, arguments.data, arguments.broad, arguments.runs))
 
 
 # The smallest learn the sentence vector alone, from one cache of the teacher.
@@ -208,15 +209,15 @@ def static_graph(name: str, data: Path, broad: Path, runs: Path) -> Path:
     return RunFolder(config.run_folder).bundle
 
 
-def measure(data: Path, broad: Path, runs: Path) -> dict[str, Any]:
-    """Fidelity and speed of every student, each beside its own teacher."""
+def measure(chosen: Sequence[str], data: Path, broad: Path, runs: Path) -> dict[str, Any]:
+    """Fidelity and speed of these students, each beside its own teacher."""
     from distillabse.environment import describe_environment
 
     groups: dict[str, list[str]] = {}
-    for name, changed in STUDENTS.items():
-        groups.setdefault(changed.get("teacher", "all-MiniLM-L6-v2"), []).append(name)
+    for name in chosen:
+        groups.setdefault(STUDENTS[name].get("teacher", "all-MiniLM-L6-v2"), []).append(name)
     return {
-        "command": "python benchmarks/best_students.py measure",
+        "command": f"python benchmarks/best_students.py measure {' '.join(chosen)}",
         "teachers": {teacher: measure_group(names, data, broad, runs) for teacher, names in groups.items()},
         "environment": describe_environment(),
     }

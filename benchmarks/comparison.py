@@ -42,6 +42,7 @@ def main() -> None:
     parser.add_argument("--data", type=Path, default=Path("data"))
     parser.add_argument("--runs", type=Path, default=Path("runs"))
     parser.add_argument("--output", type=Path, default=RESULTS / "comparison.json")
+    parser.add_argument("--tables", nargs="+", choices=["minilm", "labse"], default=["minilm", "labse"])
     parser.add_argument("--sittings", type=int, default=SITTINGS)
     arguments = parser.parse_args()
     if arguments.step == "train":
@@ -61,17 +62,18 @@ def main() -> None:
 
 
 def measure(arguments: argparse.Namespace) -> None:
-    """Both tables."""
+    """The tables that are asked for; another one stays in the result as it is."""
     from distillabse.environment import describe_environment
-    from distillabse.storage import write_json
+    from distillabse.storage import read_json, write_json
 
+    earlier = read_json(arguments.output) if arguments.output.is_file() else {}
+    made = {"minilm": minilm, "labse": labse}
+    tables = {name: made[name](arguments.data, arguments.runs, arguments.sittings) for name in arguments.tables}
     result = {
         "command": f"python benchmarks/comparison.py measure --data {arguments.data}",
-        "minilm": minilm(arguments.data, arguments.runs, arguments.sittings),
-        "labse": labse(arguments.data, arguments.runs, arguments.sittings),
         "environment": describe_environment(),
     }
-    write_json(arguments.output, result)
+    write_json(arguments.output, {**earlier, **result, **tables})
 
 
 def minilm(data: Path, runs: Path, sittings: int) -> dict[str, Any]:
