@@ -125,7 +125,10 @@ def judge(data: Path, runs: Path) -> None:
 
     teacher, bundles, static = minilm_products(data, runs)
     places = {**{name: str(bundle) for name, bundle in bundles.items()}, STATIC: str(static)}
-    write_json(runs / JUDGED, quality(str(teacher), places, judged_texts(data, runs)))
+    encoders = opened(str(teacher), places)
+    judged = {"fidelity": fidelity_of(encoders, judged_texts(data, runs))}
+    write_json(runs / JUDGED, judged)
+    write_json(runs / JUDGED, {**judged, "tasks": tasks_of(encoders)})
 
 
 def labse(data: Path, runs: Path, sittings: int) -> dict[str, Any]:
@@ -287,30 +290,43 @@ def judged_texts(data: Path, runs: Path) -> dict[str, list[str]]:
     return {("in-domain" if name == "test" else name): [one.text for one in found] for name, found in sets.items()}
 
 
-def quality(teacher: str, places: Mapping[str, str], texts: Mapping[str, list[str]]) -> dict[str, dict[str, Any]]:
-    """Fidelity of every encoder on every set, and what it is worth in tasks."""
-    import numpy as np
-
-    from distillabse.config import TasksConfig
-    from distillabse.evaluation.fidelity import fidelity
+def opened(teacher: str, places: Mapping[str, str]) -> dict[str, Any]:
+    """The teacher and its students, ready to encode."""
     from distillabse.models.teacher import load_encoder
     from distillabse.tasks.encoders import open_encoder
-    from distillabse.tasks.run import load_tasks, run_tasks
 
-    encoders = {TEACHER: load_encoder(teacher), **{name: open_encoder(place) for name, place in places.items()}}
+    return {TEACHER: load_encoder(teacher), **{name: open_encoder(place) for name, place in places.items()}}
+
+
+def fidelity_of(encoders: Mapping[str, Any], texts: Mapping[str, list[str]]) -> dict[str, Any]:
+    """Fidelity of every student on every set; None where its vectors have other dimensions than the teacher's."""
+    import numpy as np
+
+    from distillabse.evaluation.fidelity import fidelity
+
+    keys = ("n", "cosine_mean", "cosine_p05", "ci95", "constant_baseline", "skill", "neighbour_top1")
     vectors = {
         name: {key: np.asarray(encoder.encode(found)) for key, found in texts.items()}
         for name, encoder in encoders.items()
     }
-    keys = ("n", "cosine_mean", "cosine_p05", "ci95", "constant_baseline", "skill", "neighbour_top1")
+    wanted = vectors.pop(TEACHER)
     judged: dict[str, Any] = {}
-    for name in places:
-        comparable = vectors[name]["in-domain"].shape == vectors[TEACHER]["in-domain"].shape
-        judged[name] = comparable and {
-            key: {field: fidelity(vectors[TEACHER][key], vectors[name][key])[field] for field in keys} for key in texts
-        }
+    for name, sets in vectors.items():
+        if any(sets[key].shape != wanted[key].shape for key in texts):
+            judged[name] = None
+            continue
+        rows = {key: fidelity(wanted[key], sets[key]) for key in texts}
+        judged[name] = {key: {field: row[field] for field in keys} for key, row in rows.items()}
+    return judged
+
+
+def tasks_of(encoders: Mapping[str, Any]) -> dict[str, Any]:
+    """What the vectors are worth."""
+    from distillabse.config import TasksConfig
+    from distillabse.tasks.run import load_tasks, run_tasks
+
     tasks = load_tasks(TasksConfig(suite="evaluation-data", max_pairs=500), SEED, TASKS)
-    return {"fidelity": judged, "tasks": run_tasks(encoders, tasks, SEED, teacher=TEACHER)["tasks"]}
+    return dict(run_tasks(encoders, tasks, SEED, teacher=TEACHER)["tasks"])
 
 
 if __name__ == "__main__":

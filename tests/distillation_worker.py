@@ -138,10 +138,15 @@ def launcher(processes):
     return [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", str(processes)]
 
 
+OF_A_LAUNCHER = ("MASTER_ADDR", "MASTER_PORT", "RANK", "LOCAL_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE", "LOCAL_SIZE")
+
+
 def environment():
     folder = Path(__file__).parent
     paths = f"{folder}{os.pathsep}{folder.parent}"  # this package, and no other that is installed
-    return os.environ | {"OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": "", "PYTHONPATH": paths}
+    # What a launcher, or a library in its place, told this process is not for those that it starts.
+    own = {name: value for name, value in os.environ.items() if name not in OF_A_LAUNCHER}
+    return own | {"OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": "", "PYTHONPATH": paths}
 
 
 def main(file):
