@@ -3,7 +3,6 @@
     python benchmarks/comparison.py train [NAME ...]      # students of MiniLM; half an hour on one core, kept in runs/
     python benchmarks/comparison.py judge                 # fidelity and tasks; a busy machine will do
     python benchmarks/comparison.py measure               # speed, on a quiet machine; writes results/comparison.json
-    python benchmarks/comparison.py page                  # docs/benchmarks.md and its plots, from results/
 
 all-MiniLM-L6-v2 is the teacher for fidelity, and its students are trained, all on the same sentences. For LaBSE's size
 there is a teacher of its exact shape and its students with random weights (labse_stand_in.py): speed and size only.
@@ -35,9 +34,9 @@ TEXTS_OF_A_SET = 2000
 
 
 def main() -> None:
-    """Train, judge, measure, or write the page."""
+    """Train, judge or measure."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("step", choices=["train", "judge", "measure", "page"])
+    parser.add_argument("step", choices=["train", "judge", "measure"])
     parser.add_argument("names", nargs="*", help="students to train; by default all")
     parser.add_argument("--data", type=Path, default=Path("data"))
     parser.add_argument("--runs", type=Path, default=Path("runs"))
@@ -53,12 +52,8 @@ def main() -> None:
             labse_products(arguments.data, arguments.runs)
     elif arguments.step == "judge":
         judge(arguments.data, arguments.runs)
-    elif arguments.step == "measure":
-        measure(arguments)
     else:
-        from benchmarks_page import write_page
-
-        write_page()
+        measure(arguments)
 
 
 def measure(arguments: argparse.Namespace) -> None:
@@ -160,7 +155,7 @@ def labse(data: Path, runs: Path, sittings: int) -> dict[str, Any]:
 def labse_products(data: Path, runs: Path) -> dict[str, dict[str, Any]]:
     """Build and export LaBSE's stand-in and its students, each in a process of its own, where that is not done."""
     from labse_stand_in import stand_in
-    from student_shapes import export, in_own_process, trim
+    from student_shapes import build, export, in_own_process, trim
 
     from distillabse.storage import read_json, remove_folder, write_json
 
@@ -219,22 +214,6 @@ def static_model(config: Any, folder: Path) -> Path:
         with new_folder(folder) as product:
             distil_static(load_teacher(config), product)
     return folder
-
-
-def build(source: Path, shape: Mapping[str, Any], folder: Path) -> dict[str, Any]:
-    """Export a student of the given shape, with random weights and a head that gives the teacher's dimension."""
-    import torch
-    from student_shapes import SEED as WEIGHTS
-    from student_shapes import write_product
-
-    from distillabse.config import DenseStudentConfig, SwitchStudentConfig
-    from distillabse.models.student import build_student
-    from distillabse.models.teacher import load_encoder
-
-    torch.manual_seed(WEIGHTS)
-    kind = SwitchStudentConfig if shape.get("kind") == "switch" else DenseStudentConfig
-    config = kind(**shape, head="dense", initialisation="random")
-    return write_product(build_student(load_encoder(str(source)), config).eval(), folder, True)
 
 
 def random_static(source: Path, folder: Path) -> dict[str, Any]:
@@ -304,7 +283,7 @@ def fidelity_of(encoders: Mapping[str, Any], texts: Mapping[str, list[str]]) -> 
 
     from distillabse.evaluation.fidelity import fidelity
 
-    keys = ("n", "cosine_mean", "cosine_p05", "ci95", "constant_baseline", "skill", "neighbour_top1")
+    keys = ("n", "cosine_mean", "cosine_p01", "cosine_p05", "ci95", "constant_baseline", "skill", "neighbour_top1")
     vectors = {
         name: {key: np.asarray(encoder.encode(found)) for key, found in texts.items()}
         for name, encoder in encoders.items()

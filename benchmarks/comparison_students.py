@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from real_text import places
+from stages import run_missing
 
 SENTENCES, EPOCHS = 25_000, 1.0
 STATIC = "static (model2vec)"
@@ -72,12 +73,4 @@ def job(name: str, data: Path, runs: Path) -> Any:
 
 def train(name: str, data: Path, runs: Path) -> Path:
     """Train and export one student of MiniLM where that is not done; the folder of its run."""
-    from distillabse.pipeline import is_current, prepare, run_stage
-
-    config = job(name, data, runs)
-    run = prepare(config)
-    for stage in ("corpus", "vocabulary", "distill", "export"):
-        if not is_current(stage, config, run):
-            print(f"{name}: {stage}", flush=True)
-            run_stage(stage, config, run, resume=True)
-    return Path(run.root)
+    return Path(run_missing(job(name, data, runs), ("corpus", "vocabulary", "distill", "export")).root)

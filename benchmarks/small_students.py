@@ -21,6 +21,7 @@ from pathlib import Path
 from typing import Any
 
 from real_text import places
+from stages import run_missing
 
 RESULTS = Path(__file__).parent / "results"
 SENTENCES, EPOCHS = 25_000, 2.0
@@ -110,16 +111,10 @@ def train(name: str, data: Path, runs: Path) -> dict[str, Any]:
     """Train one student. A shape is exported and judged, too; a comparison only has its curve on the dev split."""
     from distillabse.evaluation.bench import count_parameters
     from distillabse.models.teacher import load_encoder
-    from distillabse.pipeline import is_current, prepare, run_stage
     from distillabse.storage import read_json
 
-    config = job(name, data, runs)
-    run = prepare(config)
     stages = ("corpus", "vocabulary", "distill", "export", "verify")
-    for stage in stages if name in JUDGED else stages[:3]:
-        if not is_current(stage, config, run):
-            print(f"{name}: {stage}", flush=True)
-            run_stage(stage, config, run, resume=True)
+    run = run_missing(job(name, data, runs), stages if name in JUDGED else stages[:3])
     history = read_json(run.training_history) if run.training_history.is_file() else {"log": []}
     return {
         "student": STUDENTS[name],

@@ -157,16 +157,17 @@ def export(source: Path, folder: Path, int8: bool) -> dict[str, Any]:
     return write_product(load_encoder(str(source)), folder, int8)
 
 
-def build(source: Path, shape: dict[str, int], folder: Path) -> dict[str, Any]:
+def build(source: Path, shape: Mapping[str, Any], folder: Path) -> dict[str, Any]:
     """Export a student of the given shape, with random weights and a head that gives the teacher's dimension."""
     import torch
 
-    from distillabse.config import DenseStudentConfig
+    from distillabse.config import DenseStudentConfig, SwitchStudentConfig
     from distillabse.models.student import build_student
     from distillabse.models.teacher import load_encoder
 
     torch.manual_seed(SEED)
-    config = DenseStudentConfig(**shape, head="dense", initialisation="random")
+    kind = SwitchStudentConfig if shape.get("kind") == "switch" else DenseStudentConfig
+    config = kind(**shape, head="dense", initialisation="random")
     return write_product(build_student(load_encoder(str(source)), config).eval(), folder, True)
 
 

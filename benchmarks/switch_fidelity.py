@@ -24,6 +24,7 @@ from typing import Any
 
 import numpy as np
 from real_text import places
+from stages import run_missing
 
 RESULTS = Path(__file__).parent / "results"
 SENTENCES, EPOCHS = 25_000, 2.0
@@ -92,15 +93,10 @@ def job(name: str, seed: int, data: Path, runs: Path) -> Any:
 
 def train(name: str, seed: int, data: Path, runs: Path) -> None:
     """Corpus, vocabulary and training of one student, where they are not there yet; one is exported and judged."""
-    from distillabse.pipeline import is_current, prepare, run_stage
-
-    config = job(name, seed, data, runs)
-    run = prepare(config)
     exported = (seed, name) == EXPORTED
-    for stage in ("corpus", "vocabulary", "distill", *(("export", "verify") if exported else ())):
-        if not is_current(stage, config, run):
-            print(f"seed {seed}, {name}: {stage}", flush=True)
-            run_stage(stage, config, run, resume=True)
+    run_missing(
+        job(name, seed, data, runs), ("corpus", "vocabulary", "distill", *(("export", "verify") if exported else ()))
+    )
 
 
 def compare(seeds: list[int], data: Path, runs: Path) -> dict[str, Any]:

@@ -335,18 +335,10 @@ def _progress(total: int | None, show: bool) -> Iterator[Callable[[int], None]]:
 
 
 def _default_graph(folder: Path, device: str, engine: str) -> str:
-    """INT8 on a CPU, half precision on a GPU, where the bundle has them and they run; else fp32.
-
-    With a scale per token INT8 has operators of ONNX Runtime; OpenVINO runs static INT8.
-    """
-    chosen: str | None
-    if device != "cpu":
-        chosen = layout.ONNX_FLOAT16 if (folder / layout.ONNX_FLOAT16).is_file() else None
-    elif engine == "openvino" and not _is_static(folder):
-        chosen = None
-    else:
-        chosen = layout.int8_graph(folder)
-    return chosen or layout.ONNX_FP32
+    """That of ONNX Runtime. With a scale per token INT8 has its operators; OpenVINO runs static INT8, else fp32."""
+    if device == "cpu" and engine == "openvino" and not _is_static(folder):
+        return layout.ONNX_FP32
+    return layout.served_graph(folder, device)
 
 
 def _is_static(folder: Path) -> bool:

@@ -73,6 +73,13 @@ def int8_graph(bundle: Path) -> str | None:
     return next((name for name in ONNX_INT8.values() if (bundle / name).is_file()), None)
 
 
+def served_graph(bundle: Path, device: str) -> str:
+    """What ONNX Runtime runs of a bundle: INT8 on a CPU, half precision on a GPU, where it has them; else fp32."""
+    if device == "cpu":
+        return int8_graph(bundle) or ONNX_FP32
+    return ONNX_FLOAT16 if (bundle / ONNX_FLOAT16).is_file() else ONNX_FP32
+
+
 def pooled_graph(name: str) -> str:
     """The graph of sentence vectors alone beside one of a bundle, e.g. onnx/model_pooled.onnx of onnx/model.onnx."""
     return name.replace("onnx/model", "onnx/model_pooled", 1)

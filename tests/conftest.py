@@ -18,16 +18,6 @@ from distillabse.models.teacher import load_encoder
 torch.set_num_threads(1)
 
 
-@pytest.fixture(autouse=True)
-def variables_of_one_test():
-    """DeepSpeed and accelerate set MASTER_PORT and others for good; processes of later tests would obey them."""
-    before = dict(os.environ)
-    yield
-    for name in os.environ.keys() - before.keys():
-        del os.environ[name]
-    os.environ.update(before)
-
-
 @pytest.fixture(scope="session")
 def encoder_folder(tmp_path_factory):
     """Four layers, mean pooling, random weights."""

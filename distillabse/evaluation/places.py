@@ -151,7 +151,7 @@ def _find(name: str, place: str, device: str) -> Place:
             return Place(name, "bundle", root, file, is_ours=True)
         return Place(name, "onnx", root, file)
     if (path / layout.ONNX_FP32).is_file() and (path / layout.PROVENANCE).is_file():
-        return Place(name, "bundle", path, _served_graph(path, device), is_ours=True)
+        return Place(name, "bundle", path, layout.served_graph(path, device), is_ours=True)
     folder = Path(resolve_model(place))
     if not folder.is_dir():
         folder = _downloaded(place)
@@ -163,12 +163,6 @@ def _find(name: str, place: str, device: str) -> Place:
             "(sentence-transformers), nor a static model of model2vec. Give one of these, or an .onnx file."
         )
     return Place(name, "sentence-transformers", folder)
-
-
-def _served_graph(bundle: Path, device: str) -> str:
-    if device != "cpu":
-        return layout.ONNX_FLOAT16 if (bundle / layout.ONNX_FLOAT16).is_file() else layout.ONNX_FP32
-    return layout.int8_graph(bundle) or layout.ONNX_FP32
 
 
 def _downloaded(model: str) -> Path:
