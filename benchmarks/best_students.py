@@ -26,8 +26,9 @@ from typing import Any
 
 from augmentation import augmented
 from real_text import RECIPE, places
+from stages import run_missing
 
-AUGMENTED = 120_000
+AUGMENTED, AUGMENTED_AGAIN = 120_000, 150_000
 # Half of Webster 1913 is about words that nobody uses any more.
 AT_MOST = {"dict-gcide": 80_000}
 SEED = 0
@@ -68,6 +69,7 @@ LIGHT: dict[str, Any] = {
     "cache": "broad-teacher-cache",
     "sentences": 150_000,
     "training": {"per_device_train_batch_size": 64, "num_train_epochs": 3},
+    "gates": {"teacher_cosine_mean": 0.8},
 }
 # Of the student of thirty languages that `distillabse run multilingual-minilm` trains.
 MULTILINGUAL: dict[str, Any] = {
@@ -79,6 +81,13 @@ MULTILINGUAL: dict[str, Any] = {
 # A table that is trained along costs nothing when it is served, and makes up for layers that are not there.
 STUDENTS: dict[str, dict[str, Any]] = {
     "3x384": {"student": {"layers": 3, "freeze_embeddings": True}},
+    # Goes on from the first, with made-up text that it has not seen.
+    "3x384-longer": {
+        "student": {"layers": 3, "freeze_embeddings": True},
+        "continue_from": "best-3x384/student",
+        "text": ["train-english.txt", "train-wordnet-base.txt", "train-fortunes.txt", "again-augmented.txt"],
+        "training": {"learning_rate": 5e-4, "num_train_epochs": 1},
+    },
     "2x384-192": {"student": {"layers": 2, "intermediate_size": 192}, **LIGHT},
     "1x256-256": {
         "student": {"layers": 1, "hidden_size": 256, "intermediate_size": 256, "attention_heads": 8, "head": "dense"},
@@ -120,11 +129,14 @@ def prepare(data: Path, open_text: Path, broad: Path) -> None:
                 taboo.add(key)
                 kept[name].append(text)
     real = [text for texts in kept.values() for text in texts]
-    made = augmented(real, words_to_show([*kept["english"], *kept["wordnet-base"]]), AUGMENTED, SEED)
-    kept["augmented"] = [text for text in made if near_key(text) not in taboo]
-    for name, texts in kept.items():
-        (broad / f"train-{name}.txt").write_text("\n".join(texts) + "\n", "utf-8")
-        print(f"train-{name}.txt: {len(texts):,} sentences")
+    words = words_to_show([*kept["english"], *kept["wordnet-base"]])
+    files = {f"train-{name}": texts for name, texts in kept.items()}
+    for name, rows, seed in (("train", AUGMENTED, SEED), ("again", AUGMENTED_AGAIN, SEED + 1)):
+        made = augmented(real, words, rows, seed)
+        files[f"{name}-augmented"] = [text for text in made if near_key(text) not in taboo]
+    for name, texts in files.items():
+        (broad / f"{name}.txt").write_text("\n".join(texts) + "\n", "utf-8")
+        print(f"{name}.txt: {len(texts):,} sentences")
 
 
 def evaluation_texts(folder: Path) -> Iterable[str]:
@@ -155,11 +167,16 @@ def job(name: str, data: Path, broad: Path, runs: Path) -> Any:
         "minilm-broad", [f"output={runs}", *(f"evaluation.sets.{key}.path={path}" for key, path in sets.items())]
     ).model_dump(mode="json")
     values["name"] = f"best-{name}"
-    values["corpus"]["sources"][0]["path"] = f"{broad}/train-*.txt"
     changed = STUDENTS[name]
-    values["student"] = changed["student"]
+    source = values["corpus"]["sources"][0]
+    values["corpus"]["sources"] = [
+        {**source, "path": f"{broad}/{file}"} for file in changed.get("text", ["train-*.txt"])
+    ]
+    values["student"] = dict(changed["student"])
+    if changed.get("continue_from"):
+        values["student"]["continue_from"] = str(runs / changed["continue_from"])
     values["training"] |= changed.get("training", {})
-    values["export"]["quantization"] |= changed.get("quantization", {})
+    values["gates"] |= changed.get("gates", {})
     if changed.get("teacher"):
         values["teacher"] = {"model": str(runs / changed["teacher"])}
         values["corpus"]["sources"] = [
@@ -178,20 +195,11 @@ def job(name: str, data: Path, broad: Path, runs: Path) -> Any:
 
 def train(name: str, data: Path, broad: Path, runs: Path) -> None:
     """Every stage that is not done yet, up to the bundle."""
-    from distillabse.pipeline import is_current, prepare, run_stage
-
-    config = job(name, data, broad, runs)
-    run = prepare(config)
-    for stage in ("corpus", "vocabulary", "distill", "export", "verify"):
-        if not is_current(stage, config, run):
-            print(f"{name}: {stage}", flush=True)
-            run_stage(stage, config, run, resume=True)
+    run_missing(job(name, data, broad, runs), ("corpus", "vocabulary", "distill", "export", "verify"))
 
 
 def static_graph(name: str, data: Path, broad: Path, runs: Path) -> Path:
-    """The run of the same student, trained on with rounding for a static INT8 graph."""
-    from distillabse.layout import RunFolder
-    from distillabse.pipeline import is_current, prepare, run_stage
+    """The bundle of the same student, trained on with rounding for a static INT8 graph."""
     from distillabse.settings import validate
 
     trained = job(name, data, broad, runs)
@@ -201,12 +209,7 @@ def static_graph(name: str, data: Path, broad: Path, runs: Path) -> Path:
     config = validate(values)
     if not Path(config.run_folder).is_dir():
         shutil.copytree(trained.run_folder, config.run_folder, ignore=shutil.ignore_patterns("bundle", "verify"))
-    run = prepare(config)
-    for stage in ("quantize", "export"):
-        if not is_current(stage, config, run):
-            print(f"{name}, static: {stage}", flush=True)
-            run_stage(stage, config, run, resume=True)
-    return RunFolder(config.run_folder).bundle
+    return Path(run_missing(config, ("quantize", "export")).bundle)
 
 
 def measure(chosen: Sequence[str], data: Path, broad: Path, runs: Path) -> dict[str, Any]:
@@ -225,47 +228,39 @@ def measure(chosen: Sequence[str], data: Path, broad: Path, runs: Path) -> dict[
 
 def measure_group(names: Sequence[str], data: Path, broad: Path, runs: Path) -> dict[str, Any]:
     """The students of one teacher, in one alternating run."""
-    import numpy as np
-    from comparison import settings, size_of, teacher_bundle
+    from comparison import fidelity_of, opened, settings, size_of, teacher_bundle
     from sittings import sit
 
     from distillabse import layout
-    from distillabse.encoder import Encoder
-    from distillabse.evaluation.fidelity import fidelity
     from distillabse.evaluation.latency import Engine
     from distillabse.evaluation.sets import evaluation_sets
     from distillabse.layout import RunFolder
-    from distillabse.models.teacher import load_encoder
     from distillabse.storage import read_json
 
-    config = job(names[0], data, broad, runs)
-    bundles = {name: RunFolder(job(name, data, broad, runs).run_folder).bundle for name in names}
+    configs = {name: job(name, data, broad, runs) for name in names}
+    config = configs[names[0]]
+    bundles = {name: RunFolder(one.run_folder).bundle for name, one in configs.items()}
     bundles |= {f"{name}, static INT8": static_graph(name, data, broad, runs) for name in names if name in STATIC}
-    graphs = {name: layout.int8_graph(bundle) for name, bundle in bundles.items()}
-    teacher = teacher_bundle(
-        config.teacher, runs / f"best-teacher-{Path(config.teacher.model).parent.name or 'minilm'}"
-    )
+    model = Path(config.teacher.model)
+    teacher = teacher_bundle(config.teacher, runs / f"best-teacher-{model.parent.name or 'minilm'}")
     sets = evaluation_sets(config, RunFolder(config.run_folder))
     texts = {key: [one.text for one in found] for key, found in sets.items()}
-    wanted = {key: load_encoder(str(teacher)).encode(found) for key, found in texts.items()}
+    judged = fidelity_of(opened(str(teacher), {name: str(bundle) for name, bundle in bundles.items()}), texts)
     engines = [
         Engine(TORCH, "torch", teacher),
         Engine(ONNX, "onnx", teacher, layout.ONNX_FP32),
-        *(Engine(name, "onnx", bundle, graphs[name]) for name, bundle in bundles.items()),
+        *(Engine(name, "onnx", bundle, layout.int8_graph(bundle)) for name, bundle in bundles.items()),
     ]
     speed = sit(engines, next(iter(texts.values())), settings(), SEED, (TORCH, ONNX))
-    keys = ("n", "cosine_mean", "cosine_p01", "cosine_p05", "ci95", "constant_baseline", "skill", "neighbour_top1")
     students = {}
     for name, bundle in bundles.items():
-        encoder = Encoder(bundle)
-        judged = {key: fidelity(wanted[key], np.asarray(encoder.encode(found))) for key, found in texts.items()}
         history = read_json(RunFolder(bundle.parent).training_history)
         students[name] = {
             **size_of(bundle),
-            "fidelity": {key: {field: row[field] for field in keys} for key, row in judged.items()},
+            "fidelity": judged[name],
             "latency": speed["latency"][name],
             "training": {key: value for key, value in history.items() if key != "log"},
-            "config": job(name.partition(",")[0], data, broad, runs).model_dump(mode="json", include=EXACT),
+            "config": configs[name.partition(",")[0]].model_dump(mode="json", include=EXACT),
         }
     return {
         "teacher": {**size_of(teacher), "latency": {name: speed["latency"][name] for name in (TORCH, ONNX)}},

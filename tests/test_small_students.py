@@ -19,8 +19,9 @@ from distillabse.config import (
 from distillabse.encoder import Encoder
 from distillabse.errors import ConfigurationError, InputError
 from distillabse.evaluation.fidelity import cosine_and_skill
+from distillabse.layout import RunFolder
 from distillabse.models.reduction import load_reduction
-from distillabse.models.student import build_student
+from distillabse.models.student import build_student, take_weights
 from distillabse.models.teacher import load_encoder, load_teacher, transformer_of
 from distillabse.models.tokens import tokenise
 from distillabse.pipeline import is_current, run_job, run_plan, run_stage, stages_of
@@ -39,6 +40,13 @@ def place(tmp_path_factory):
 
 def job(place, name, **blocks):
     return validate(tiny_job(place, name, **blocks))
+
+
+def trained(config):
+    run = RunFolder(config.run_folder)
+    for stage in ("corpus", "vocabulary", "distill"):
+        run_stage(stage, config, run)
+    return run
 
 
 def texts_of(run, split):
@@ -119,6 +127,42 @@ def test_the_student_learns_from_the_assistant_and_is_judged_by_the_teacher(plac
     assert "teacher assistant of 3 layers" in (run.bundle / "README.md").read_text()
     changed = config.model_copy(update={"training": {**config.training, "max_steps": 4}})
     assert is_current("assistant", changed, run) and not is_current("distill", changed, run)
+
+
+def test_a_student_is_trained_on(place):
+    shape = {"layers": 2, "hidden_size": 16}
+    first = trained(job(place, "first", student=shape))
+    small_steps = {**job(place, "x").training, "max_steps": 1, "learning_rate": 1e-12}
+    again = job(place, "again", student={**shape, "continue_from": str(first.student)}, training=small_steps)
+    again.corpus.max_sentences = 60  # other text, which would give other directions
+    run = trained(again)
+    np.testing.assert_array_equal(load_reduction(run.student), load_reduction(first.student))
+    one, two = (load_encoder(str(run.student)).state_dict() for run in (first, run))
+    for name, weights in one.items():
+        torch.testing.assert_close(two[name], weights, atol=1e-6, rtol=0)
+    for changed, message in (
+        ({"student": {**shape, "layers": 1}}, r"layer\.1\..* is none in the student and \(16,"),
+        ({"vocabulary": {"kind": "trim", "coverage": 0.5}}, r"word_embeddings\.weight is \(\d+, 16\) in the student"),
+    ):
+        blocks = {"student": shape, **changed}
+        blocks["student"]["continue_from"] = str(first.student)
+        with pytest.raises(ConfigurationError, match=message):
+            trained(job(place, "refused", **blocks))
+
+
+def test_a_student_with_other_tokens_is_not_trained_on(place):
+    teacher = load_encoder(str(place / "teacher"))
+    one, two = (build_student(teacher, DenseStudentConfig(layers=1)) for _ in range(2))
+    vocabulary = two.tokenizer.get_vocab()
+    two.tokenizer.get_vocab = lambda: {token: len(vocabulary) - 1 - row for token, row in vocabulary.items()}
+    with pytest.raises(ConfigurationError, match="rows of its vocabulary are other tokens"):
+        take_weights(one, two)
+
+
+def test_an_assistant_does_not_lead_to_a_trained_student(place):
+    assistant = {"student": {"layers": 3}, "objectives": [{"kind": "cosine"}]}
+    with pytest.raises(ConfigurationError, match="remove the assistant"):
+        job(place, "x", assistant=assistant, student={"layers": 2, "continue_from": "runs/first/student"})
 
 
 def test_a_narrow_assistant_hands_its_reduction_on(place):

@@ -77,6 +77,11 @@ class JobConfig(TrainingConfig):
                     _require_objectives(name, trained)
             if self.assistant is not None:
                 self.assistant.require_larger_than(self.student)
+                if self.student.continue_from is not None:
+                    raise ValueError(
+                        "assistant: it leads a student to its start, and student.continue_from is a later one; remove "
+                        "the assistant"
+                    )
         elif self.assistant is not None:
             raise ValueError("assistant: with student.kind: teacher nothing is trained; remove the assistant")
         return self

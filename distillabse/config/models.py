@@ -122,6 +122,11 @@ class TrainedStudentConfig(Schema):
         description="Leave the embedding layer as it starts: faster, and no optimiser state for a large table.",
     )
     dropout: Fraction = Field(0.0, description="Dropout while distilling; a student rarely needs any.")
+    continue_from: Path | None = Field(
+        None,
+        description="Folder of a student of this shape and vocabulary that was trained before and is trained on, e.g. "
+        "runs/first/student.",
+    )
 
     @field_validator("layers")
     @classmethod

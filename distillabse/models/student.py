@@ -79,6 +79,28 @@ def build_student(
     return student.train()
 
 
+def take_weights(student: SentenceTransformer, earlier: SentenceTransformer) -> None:
+    """Give a student all weights of one that was trained before.
+
+    Raises:
+        ConfigurationError: the two differ in shape or in vocabulary.
+    """
+    own, taken = student.state_dict(), earlier.state_dict()
+    for name in sorted(own.keys() | taken.keys()):
+        shapes = [tuple(weights[name].shape) if name in weights else "none" for weights in (own, taken)]
+        if shapes[0] != shapes[1]:
+            raise ConfigurationError(
+                f"student.continue_from: {name} is {shapes[0]} in the student and {shapes[1]} in the one to go on "
+                "from. Give this job the teacher, vocabulary and student of the one that trained it."
+            )
+    if student.tokenizer.get_vocab() != earlier.tokenizer.get_vocab():
+        raise ConfigurationError(
+            "student.continue_from: the rows of its vocabulary are other tokens than those of this job. Set "
+            "vocabulary.kind: keep in both, or train the first anew on a corpus with the text of both."
+        )
+    student.load_state_dict(taken)
+
+
 def with_unit_vectors(encoder: SentenceTransformer) -> SentenceTransformer:
     """The encoder itself, ending with L2 normalisation."""
     from sentence_transformers.sentence_transformer.modules import Normalize

@@ -33,8 +33,8 @@ from distillabse.models.reduction import (
     reduced,
     save_reduction,
 )
-from distillabse.models.student import build_student, with_unit_vectors
-from distillabse.models.teacher import base_encoder, load_teacher, training_teacher
+from distillabse.models.student import build_student, take_weights, with_unit_vectors
+from distillabse.models.teacher import base_encoder, load_encoder, load_teacher, training_teacher
 from distillabse.storage import new_folder, remove_folder, remove_leftovers, write_json
 from distillabse.training.checkpoints import newest_checkpoint, require_same_steps
 from distillabse.training.data import TokenisedSentences, tokenise_corpus
@@ -109,6 +109,8 @@ def _train(
     counts = np.load(run.token_counts, allow_pickle=False)
     student = build_student(base, config.student, counts, teacher.get_embedding_dimension())
     del base
+    if config.student.continue_from is not None:
+        take_weights(student, load_encoder(str(config.student.continue_from), device=str(arguments.device)))
     dimension = student.get_embedding_dimension()
     own = None
     if dimension < teacher.get_embedding_dimension():
@@ -154,10 +156,18 @@ def checkpoint_reduction(config: JobConfig, run: RunFolder, checkpoint: Path) ->
 def _fitted_reduction(
     config: JobConfig, run: RunFolder, teacher: SentenceTransformer, dimension: int, checkpoints: Path
 ) -> NDArray[np.float32]:
-    """Fitted once, by the main process: a resumed training, and every other process, has the same targets."""
+    """Fitted once, by the main process: a resumed training, and every other process, has the same targets.
+
+    A student that is trained on keeps the one that it was trained with.
+    """
+    assert isinstance(config.student, TrainedStudentConfig)
+    earlier = config.student.continue_from
 
     def fit() -> None:
         if load_reduction(checkpoints) is None:
+            if earlier is not None and (its_own := load_reduction(earlier)) is not None:
+                save_reduction(its_own, checkpoints)
+                return
             if learn_from_pairs(config.objectives):  # their sources are what the teacher knows
                 known: Iterator[str] = (record.text for record in iterate_records(run.split("train")))
             else:
