@@ -133,7 +133,7 @@ def best_table() -> str:
             sets = "; ".join(
                 f"{key} {row['cosine_mean']:.3f} ({row['skill']:.3f})" for key, row in student["fidelity"].items()
             )
-            sentences = student["training"]["steps"] * student["config"]["training"]["per_device_train_batch_size"]
+            sentences = sum(training["sentences_seen"] for training in student["trainings"])
             rows.append([teacher, name, f"{sentences / 1e6:.2f}", *size_cells(student), *speeds, sets])
     headings = ["teacher", "student", "sentences seen, M", "parameters, M", "MB served"]
     headings += [f"times ONNX fp32, batch {batch}" for batch in BATCHES]

@@ -235,7 +235,6 @@ def measure_group(names: Sequence[str], data: Path, broad: Path, runs: Path) -> 
     from distillabse.evaluation.latency import Engine
     from distillabse.evaluation.sets import evaluation_sets
     from distillabse.layout import RunFolder
-    from distillabse.storage import read_json
 
     configs = {name: job(name, data, broad, runs) for name in names}
     config = configs[names[0]]
@@ -254,18 +253,39 @@ def measure_group(names: Sequence[str], data: Path, broad: Path, runs: Path) -> 
     speed = sit(engines, next(iter(texts.values())), settings(), SEED, (TORCH, ONNX))
     students = {}
     for name, bundle in bundles.items():
-        history = read_json(RunFolder(bundle.parent).training_history)
+        plain = name.partition(",")[0]
         students[name] = {
             **size_of(bundle),
             "fidelity": judged[name],
             "latency": speed["latency"][name],
-            "training": {key: value for key, value in history.items() if key != "log"},
-            "config": configs[name.partition(",")[0]].model_dump(mode="json", include=EXACT),
+            "trainings": [training_of(folder) for folder in trained_folders(configs[plain])],
+            "config": configs[plain].model_dump(mode="json", include=EXACT),
         }
     return {
         "teacher": {**size_of(teacher), "latency": {name: speed["latency"][name] for name in (TORCH, ONNX)}},
         "students": students,
         **{key: speed[key] for key in ("tokens", "threads", "sittings", "cores_used_by_others")},
+    }
+
+
+def trained_folders(config: Any) -> list[Path]:
+    """The folder of the student that it goes on from, if any, and its own."""
+    earlier = config.student.continue_from
+    return [*([earlier] if earlier else []), Path(config.run_folder) / "student"]
+
+
+def training_of(student: Path) -> dict[str, Any]:
+    """How a student was trained: steps, time and machine, and sentences seen."""
+    from distillabse.layout import RunFolder
+    from distillabse.settings import load_config
+    from distillabse.storage import read_json
+
+    run = RunFolder(student.parent)
+    history = read_json(run.training_history)
+    batch = load_config(str(run.config)).training["per_device_train_batch_size"]
+    return {
+        **{key: value for key, value in history.items() if key != "log"},
+        "sentences_seen": history["steps"] * batch,
     }
 
 

@@ -233,18 +233,17 @@ def random_static(source: Path, folder: Path) -> dict[str, Any]:
 
 
 def size_of(bundle: Path) -> dict[str, Any]:
-    """Parameters, and bytes that a service copies: the smallest graph, the tokenizer and the settings."""
-    from distillabse import layout
-    from distillabse.evaluation.bench import count_active_parameters, count_parameters, graph_bytes
+    """Parameters, and bytes that a service copies."""
+    from student_shapes import served_bytes
+
+    from distillabse.evaluation.bench import count_active_parameters, count_parameters
     from distillabse.models.teacher import load_encoder
 
     encoder = load_encoder(str(bundle))
-    graph = layout.int8_graph(bundle) or layout.ONNX_FP32
-    beside = (layout.TOKENIZER, layout.TOKENIZER_SETTINGS, layout.TRANSFORMER_SETTINGS)
     return {
         "parameters": count_parameters(encoder),
         "active_parameters": count_active_parameters(encoder),
-        "served_bytes": graph_bytes(bundle / graph) + sum((bundle / name).stat().st_size for name in beside),
+        "served_bytes": served_bytes(bundle),
     }
 
 

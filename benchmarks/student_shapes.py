@@ -172,10 +172,7 @@ def build(source: Path, shape: Mapping[str, Any], folder: Path) -> dict[str, Any
 
 
 def write_product(encoder: Any, folder: Path, int8: bool) -> dict[str, Any]:
-    """Write a bundle; its shape, parameters and sizes.
-
-    served_bytes is what a service with a bare ONNX Runtime copies: the INT8 graph, the tokenizer and the settings.
-    """
+    """Write a bundle; its shape, parameters and sizes."""
     from distillabse import layout
     from distillabse.config import ExportConfig, QuantizationConfig
     from distillabse.evaluation.bench import count_parameters, graph_bytes
@@ -195,11 +192,18 @@ def write_product(encoder: Any, folder: Path, int8: bool) -> dict[str, Any]:
         "fp32_graph_bytes": graph_bytes(folder / layout.ONNX_FP32),
     }
     if int8:
-        graph = graph_bytes(folder / int8_graph())
-        beside = (layout.TOKENIZER, layout.TOKENIZER_SETTINGS, layout.TRANSFORMER_SETTINGS)
-        others = sum((folder / name).stat().st_size for name in (*beside, layout.SENTENCE_TRANSFORMERS_SETTINGS))
-        product |= {"int8_graph_bytes": graph, "served_bytes": graph + others}
+        product |= {"int8_graph_bytes": graph_bytes(folder / int8_graph()), "served_bytes": served_bytes(folder)}
     return product
+
+
+def served_bytes(bundle: Path) -> int:
+    """What a service with a bare ONNX Runtime copies: the smallest graph, the tokenizer and the settings."""
+    from distillabse import layout
+    from distillabse.evaluation.bench import graph_bytes
+
+    settings = (layout.TOKENIZER_SETTINGS, layout.TRANSFORMER_SETTINGS, layout.SENTENCE_TRANSFORMERS_SETTINGS)
+    beside = sum((bundle / name).stat().st_size for name in (layout.TOKENIZER, *settings))
+    return graph_bytes(bundle / layout.served_graph(bundle, "cpu")) + beside
 
 
 def int8_graph() -> str:
