@@ -28,7 +28,8 @@ def main() -> None:
     arguments = parser.parse_args()
     first, second = read_json(arguments.first), read_json(arguments.second)
     found = agreement(first, second)
-    write_json(arguments.output, {**found, "environment": first["environment"]})
+    command = f"python benchmarks/agreement.py {arguments.first} {arguments.second}"
+    write_json(arguments.output, {**found, "command": command, "environment": first["environment"]})
     print(f"{found['agree']} of {found['cells']} ratios agree ({found['share']:.1%}); widths {found['half_widths']}")
     for cell in found["outside"]:
         print(f"  {cell['cell']}: {cell['second']:.2f}, first run {cell['first']:.2f} ({cell['range'][0]:.2f} to "

@@ -92,6 +92,7 @@ STUDENTS: dict[str, dict[str, Any]] = {
     "1x256-256": {
         "student": {"layers": 1, "hidden_size": 256, "intermediate_size": 256, "attention_heads": 8, "head": "dense"},
         **LIGHT,
+        "training": {"per_device_train_batch_size": 64, "num_train_epochs": 8},
     },
     "multilingual-1x384-192": {"student": {"layers": 1, "intermediate_size": 192}, **LIGHT, **MULTILINGUAL},
     "multilingual-1x256-256": {
@@ -102,7 +103,10 @@ STUDENTS: dict[str, dict[str, Any]] = {
 }
 # The same student with another INT8 graph: static, its scales trained along.
 STATIC = {
-    "3x384": {"kind": "static", "training": {"training": {"max_steps": 300, "learning_rate": 3e-5, "report_to": []}}}
+    "3x384-longer": {
+        "kind": "static",
+        "training": {"training": {"max_steps": 300, "learning_rate": 3e-5, "report_to": []}},
+    }
 }
 
 

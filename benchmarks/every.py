@@ -48,7 +48,7 @@ BENCHMARKS = (
     Benchmark("open_text.py", ("program:apt-get",), long=True),
     Benchmark("best_students.py prepare", (TEXT, "data/open_text"), long=True),
     Benchmark("best_students.py train", ("data/broad/test.txt", "runs/multilingual-minilm/student"), long=True),
-    Benchmark("best_students.py measure", ("runs/best-3x384/bundle", "runs/best-1x256-256/bundle")),
+    Benchmark("best_students.py measure", ("runs/best-3x384-longer/bundle", "runs/best-multilingual-1x256-256/bundle")),
     Benchmark("benchmarks_page.py --write", ()),
     Benchmark("student_shapes.py"),
     Benchmark(f"session_settings.py {MINILM}", (MINILM,)),
