@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-SITTINGS = 4
+SITTINGS = 6
 
 
 def sit(
