@@ -105,7 +105,7 @@ STUDENTS: dict[str, dict[str, Any]] = {
 STATIC = {
     "3x384-longer": {
         "kind": "static",
-        "training": {"training": {"max_steps": 300, "learning_rate": 3e-5, "report_to": []}},
+        "training": {"training": {"max_steps": 600, "learning_rate": 3e-5, "report_to": []}},
     }
 }
 

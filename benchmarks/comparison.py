@@ -299,12 +299,18 @@ def fidelity_of(encoders: Mapping[str, Any], texts: Mapping[str, list[str]]) -> 
 
 
 def tasks_of(encoders: Mapping[str, Any]) -> dict[str, Any]:
-    """What the vectors are worth."""
+    """What the vectors are worth: the headline of every task."""
     from distillabse.config import TasksConfig
     from distillabse.tasks.run import load_tasks, run_tasks
 
     tasks = load_tasks(TasksConfig(suite="evaluation-data", max_pairs=500), SEED, TASKS)
-    return dict(run_tasks(encoders, tasks, SEED, teacher=TEACHER)["tasks"])
+    found = run_tasks(encoders, tasks, SEED, teacher=TEACHER)["tasks"]
+    return {task: {**values, "encoders": headlines(values)} for task, values in found.items()}
+
+
+def headlines(task: Mapping[str, Any]) -> dict[str, Any]:
+    """Of every encoder, the one measure that stands for the task."""
+    return {name: {task["headline"]: measures[task["headline"]]} for name, measures in task["encoders"].items()}
 
 
 if __name__ == "__main__":
