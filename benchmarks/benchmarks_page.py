@@ -183,6 +183,7 @@ def plot(found: Mapping[str, Any], path: Path) -> None:
     from matplotlib import pyplot
     from matplotlib.ticker import FormatStrFormatter, NullFormatter
 
+    colours = matplotlib.colormaps["tab20"]
     figure, panels = pyplot.subplots(1, 2, figsize=(12, 5), layout="constrained", sharey=True)
     for axes, batch in zip(panels, (1, 32), strict=True):
         for index, (name, student) in enumerate(found["students"].items()):
@@ -190,8 +191,9 @@ def plot(found: Mapping[str, Any], path: Path) -> None:
                 continue
             row = next(row for row in student["latency"] if row["batch"] == batch)
             speed, skill = row["speedup_vs_teacher_onnx"], found["fidelity"][name]["in-domain"]["skill"]
-            axes.scatter(speed, skill, s=student["served_bytes"] / 1e5, color=f"C{index}", alpha=0.6, label=name)
-            axes.hlines(skill, *row["speedup_vs_teacher_onnx_range95"], color=f"C{index}")
+            colour = colours(index)
+            axes.scatter(speed, skill, s=student["served_bytes"] / 1e5, color=colour, alpha=0.7, label=name)
+            axes.hlines(skill, *row["speedup_vs_teacher_onnx_range95"], color=colour)
         axes.set_xscale("log", base=2)
         axes.xaxis.set_major_formatter(FormatStrFormatter("%g"))
         axes.xaxis.set_minor_formatter(NullFormatter())
