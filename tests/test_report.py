@@ -276,6 +276,19 @@ def test_the_card_has_metadata_usage_and_the_figures_of_the_report(run):
         compile(block, "README.md", "exec")
 
 
+def test_the_card_says_what_the_student_started_from(tmp_path):
+    starts = {
+        "trained on from a student that was trained before": {"continue_from": "/private/first/student"},
+        "from random weights": {"continue_from": None, "initialisation": "random"},
+        "with the weights of the teacher to start from": {},
+    }
+    for number, (expected, student) in enumerate(starts.items()):
+        run = run_folder(tmp_path / str(number), job=JOB | {"student": JOB["student"] | student})
+        card = model_card(run, collect(run))
+        assert [start for start in starts if start in card] == [expected]
+        assert "/private" not in card
+
+
 def test_a_teacher_that_is_no_hub_id_is_no_base_model(tmp_path):
     for number, model in enumerate(("packaged:all-MiniLM-L6-v2", "/models/labse", "./labse", str(tmp_path))):
         run = run_folder(tmp_path / str(number), job=JOB | {"teacher": {"model": model}})
