@@ -147,7 +147,7 @@ def test_a_student_is_trained_on(place):
         blocks = {"student": shape, **changed}
         blocks["student"]["continue_from"] = str(first.student)
         with pytest.raises(ConfigurationError, match=message):
-            trained(job(place, "refused", **blocks))
+            trained(job(place, "other", **blocks))
 
 
 def test_a_student_with_other_tokens_is_not_trained_on(place):
