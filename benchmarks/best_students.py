@@ -78,6 +78,13 @@ MULTILINGUAL: dict[str, Any] = {
     "sentences": 200_000,
     "training": {"per_device_train_batch_size": 64, "num_train_epochs": 3},
 }
+SMALLEST: dict[str, Any] = {
+    "layers": 1,
+    "hidden_size": 256,
+    "intermediate_size": 256,
+    "attention_heads": 8,
+    "head": "dense",
+}
 # A table that is trained along costs nothing when it is served, and makes up for layers that are not there.
 STUDENTS: dict[str, dict[str, Any]] = {
     "3x384": {"student": {"layers": 3, "freeze_embeddings": True}},
@@ -90,13 +97,13 @@ STUDENTS: dict[str, dict[str, Any]] = {
     },
     "2x384-192": {"student": {"layers": 2, "intermediate_size": 192}, **LIGHT},
     "1x256-256": {
-        "student": {"layers": 1, "hidden_size": 256, "intermediate_size": 256, "attention_heads": 8, "head": "dense"},
+        "student": SMALLEST,
         **LIGHT,
         "training": {"per_device_train_batch_size": 64, "num_train_epochs": 8},
     },
     "multilingual-1x384-192": {"student": {"layers": 1, "intermediate_size": 192}, **LIGHT, **MULTILINGUAL},
     "multilingual-1x256-256": {
-        "student": {"layers": 1, "hidden_size": 256, "intermediate_size": 256, "attention_heads": 8, "head": "dense"},
+        "student": SMALLEST,
         **LIGHT,
         **MULTILINGUAL,
     },
@@ -262,7 +269,7 @@ def measure_group(names: Sequence[str], data: Path, broad: Path, runs: Path) -> 
             **size_of(bundle),
             "fidelity": judged[name],
             "latency": speed["latency"][name],
-            "trainings": [training_of(folder) for folder in trained_folders(configs[plain])],
+            "trainings": trainings(configs[plain]),
             "config": configs[plain].model_dump(mode="json", include=EXACT),
         }
     return {
@@ -272,19 +279,19 @@ def measure_group(names: Sequence[str], data: Path, broad: Path, runs: Path) -> 
     }
 
 
-def trained_folders(config: Any) -> list[Path]:
-    """The folder of the student that it goes on from, if any, and its own."""
-    earlier = config.student.continue_from
-    return [*([earlier] if earlier else []), Path(config.run_folder) / "student"]
-
-
-def training_of(student: Path) -> dict[str, Any]:
-    """How a student was trained: steps, time and machine, and sentences seen."""
+def trainings(config: Any) -> list[dict[str, Any]]:
+    """That of the student that this one goes on from, if any, and its own."""
     from distillabse.layout import RunFolder
+
+    earlier = config.student.continue_from
+    return [training_of(RunFolder(root)) for root in (*([earlier.parent] if earlier else []), config.run_folder)]
+
+
+def training_of(run: Any) -> dict[str, Any]:
+    """How a student was trained: steps, time and machine, and sentences seen."""
     from distillabse.settings import load_config
     from distillabse.storage import read_json
 
-    run = RunFolder(student.parent)
     history = read_json(run.training_history)
     batch = load_config(str(run.config)).training["per_device_train_batch_size"]
     return {

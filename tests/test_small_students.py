@@ -215,8 +215,6 @@ def test_what_does_not_fit_the_teacher_is_refused_before_any_stage(place):
 
 
 def test_the_assistant_stage_needs_an_assistant(place):
-    from distillabse.layout import RunFolder
-
     config = job(place, "none")
     with pytest.raises(ConfigurationError, match="no `assistant` block"):
         run_stage("assistant", config, RunFolder(config.run_folder))
